@@ -1,0 +1,237 @@
+//! The checksum engine: verifies the TCP or UDP checksum of a received frame, and inserts the one that a
+//! driver left to the card.
+//!
+//! The Internet checksum is that of RFC 1071; the pseudo-headers are those of RFC 9293 (3.1), RFC 768 and
+//! RFC 8200 (8.1). Fragments are not verified: the sum covers the whole datagram. A frame with a wrong
+//! checksum is not dropped here, the host's stack judges it; the card only says what it found.
+
+use crate::frame::Frame;
+use crate::parse::{Network, Summary, Transport};
+
+/// What the engine found in a received frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to verify: no TCP or UDP, a fragment, a truncated packet, UDP without a checksum.
+    None,
+    /// The checksum is right.
+    Good,
+    /// The checksum is wrong.
+    Bad,
+}
+
+/// The ones' complement sum of `bytes` as big-endian 16-bit words, an odd last octet padded with zero, added
+/// to `initial`; not complemented.
+#[must_use]
+#[inline]
+pub fn sum(bytes: &[u8], initial: u64) -> u16 {
+    finish(words(bytes, 0), initial)
+}
+
+/// Adds `bytes` to `total` as words in the machine's byte order, which RFC 1071 (2 B) allows, 64 bits at a time
+/// with the carry coming round.
+#[inline]
+fn words(bytes: &[u8], mut total: u64) -> u64 {
+    let mut add = |word: u64| {
+        let (sum, carry) = total.overflowing_add(word);
+        total = sum + u64::from(carry);
+    };
+    let (whole, rest) = bytes.as_chunks::<8>();
+    for word in whole {
+        add(u64::from_ne_bytes(*word));
+    }
+    let rest = match rest.split_first_chunk::<4>() {
+        Some((word, rest)) => {
+            add(u64::from(u32::from_ne_bytes(*word)));
+            rest
+        }
+        None => rest,
+    };
+    match *rest {
+        [] => {}
+        [a] => add(u64::from(u16::from_ne_bytes([a, 0]))),
+        [a, b] => add(u64::from(u16::from_ne_bytes([a, b]))),
+        [a, b, c, ..] => {
+            add(u64::from(u16::from_ne_bytes([a, b])));
+            add(u64::from(u16::from_ne_bytes([c, 0])));
+        }
+    }
+    total
+}
+
+/// Folds a sum of words in the machine's byte order into 16 bits, and adds `initial`, which is a number.
+#[inline]
+fn finish(total: u64, initial: u64) -> u16 {
+    fold(u64::from(fold(total).to_be()) + initial)
+}
+
+#[inline]
+fn fold(mut total: u64) -> u16 {
+    total = (total >> 32) + (total & 0xffff_ffff);
+    total = (total >> 16) + (total & 0xffff);
+    total = (total >> 16) + (total & 0xffff);
+    total = (total >> 16) + (total & 0xffff);
+    total as u16
+}
+
+/// Verifies the transport checksum of a frame whose headers are `summary`.
+#[must_use]
+#[inline]
+pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
+    let protocol = match summary.transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+        Transport::None => return Verdict::None,
+    };
+    let network = summary.network_offset as usize;
+    let transport = summary.transport_offset as usize;
+    let Some(segment) = bytes.get(transport..summary.end as usize) else {
+        return Verdict::None;
+    };
+    // The summary vouches for the fixed headers being there; these look-ups cannot miss.
+    let addresses = match summary.network {
+        Network::Ipv4 => bytes.get(network + 12..network + 20),
+        Network::Ipv6 => bytes.get(network + 8..network + 40),
+        Network::Other => None,
+    };
+    let Some(addresses) = addresses else {
+        return Verdict::None;
+    };
+    if summary.transport == Transport::Udp {
+        let unused = summary.network == Network::Ipv4 && segment.get(6..8) == Some(&[0, 0]);
+        let length = segment
+            .get(4..6)
+            .map(|l| usize::from(u16::from_be_bytes([l[0], l[1]])));
+        if unused || length != Some(segment.len()) {
+            return Verdict::None;
+        }
+    }
+    let total = words(segment, words(addresses, 0));
+    match finish(total, protocol + segment.len() as u64) {
+        0xffff => Verdict::Good,
+        _ => Verdict::Bad,
+    }
+}
+
+/// The checksum field lies outside the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfFrame;
+
+/// Sums the frame from `start` to its end and stores the complement at `start + offset`. The field holds
+/// the pseudo-header's sum (VIRTIO 1.3, 5.1.6.2.1).
+///
+/// # Errors
+/// [`OutOfFrame`] if the field is not within the frame.
+#[inline]
+pub fn insert(frame: &mut Frame, start: u16, offset: u16) -> Result<(), OutOfFrame> {
+    let start = usize::from(start);
+    let covered = frame.bytes_mut().get_mut(start..).ok_or(OutOfFrame)?;
+    let offset = usize::from(offset);
+    if offset + 2 > covered.len() {
+        return Err(OutOfFrame);
+    }
+    // A sum of zero is sent as its other representation: for UDP, zero means that there is none.
+    let checksum = match !sum(covered, 0) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    covered[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Pool;
+    use crate::parse::summarise;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn reference(bytes: &[u8]) -> u16 {
+        let mut total = 0u32;
+        for pair in bytes.chunks(2) {
+            total += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+            total = (total & 0xffff) + (total >> 16);
+        }
+        total as u16
+    }
+
+    fn build(v6: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
+        let ether = PacketBuilder::ethernet2([2; 6], [4; 6]);
+        let ip = if v6 {
+            ether.ipv6([7; 16], [9; 16], 64)
+        } else {
+            ether.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        };
+        let mut out = Vec::new();
+        if tcp {
+            ip.tcp(1, 2, 3, 4).write(&mut out, payload).unwrap();
+        } else {
+            ip.udp(1, 2).write(&mut out, payload).unwrap();
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn the_sum_is_that_of_rfc_1071(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let (ours, theirs) = (sum(&bytes, 0), reference(&bytes));
+            // Zero has two representations in ones' complement.
+            prop_assert_eq!(ours % 0xffff, theirs % 0xffff);
+        }
+
+        #[test]
+        fn a_packet_that_etherparse_built_is_good_and_a_changed_one_is_not(
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+            v6 in any::<bool>(), tcp in any::<bool>(), at in any::<prop::sample::Index>(), change in 1u8..,
+        ) {
+            let mut bytes = build(v6, tcp, &payload);
+            prop_assert_eq!(verify(&bytes, &summarise(&bytes)), Verdict::Good);
+            // Trailing padding does not count.
+            bytes.extend([0xaa; 8]);
+            prop_assert_eq!(verify(&bytes, &summarise(&bytes)), Verdict::Good);
+            if !payload.is_empty() {
+                let first = bytes.len() - 8 - payload.len();
+                bytes[first + at.index(payload.len())] ^= change;
+                prop_assert_eq!(verify(&bytes, &summarise(&bytes)), Verdict::Bad);
+            }
+        }
+
+        #[test]
+        fn what_is_inserted_is_good(payload in proptest::collection::vec(any::<u8>(), 0..200), v6 in any::<bool>(), tcp in any::<bool>()) {
+            let bytes = build(v6, tcp, &payload);
+            let summary = summarise(&bytes);
+            let (start, offset) = (summary.transport_offset, if tcp { 16 } else { 6 });
+            let mut pool = Pool::new(2048);
+            let mut frame = pool.take();
+            prop_assert!(frame.fill(&bytes));
+            // The driver leaves the pseudo-header's sum in the field.
+            let network = summary.network_offset as usize;
+            let addresses = if v6 { &bytes[network + 8..network + 40] } else { &bytes[network + 12..network + 20] };
+            let protocol = if tcp { 6 } else { 17 };
+            let pseudo = sum(addresses, protocol + (bytes.len() - start as usize) as u64);
+            let field = usize::from(start + offset);
+            frame.bytes_mut()[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+            prop_assert_eq!(insert(&mut frame, start, offset), Ok(()));
+            prop_assert_eq!(frame.bytes(), &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn a_field_outside_the_frame_is_refused() {
+        let mut pool = Pool::new(2048);
+        let mut frame = pool.take();
+        assert!(frame.fill(&[0; 60]));
+        assert_eq!(insert(&mut frame, 61, 0), Err(OutOfFrame));
+        assert_eq!(insert(&mut frame, 60, 0), Err(OutOfFrame));
+        assert_eq!(insert(&mut frame, 50, 9), Err(OutOfFrame));
+        assert_eq!(insert(&mut frame, 50, 8), Ok(()));
+        assert_eq!(insert(&mut frame, 65535, 65535), Err(OutOfFrame));
+    }
+
+    #[test]
+    fn udp_without_a_checksum_is_left_alone() {
+        let mut bytes = build(false, false, b"payload");
+        bytes[14 + 20 + 6..14 + 20 + 8].fill(0);
+        assert_eq!(verify(&bytes, &summarise(&bytes)), Verdict::None);
+    }
+}

@@ -1,0 +1,200 @@
+//! Frames and the pool that their buffers come from.
+//!
+//! A [`Frame`] owns one buffer. It moves from block to block by handle; the bytes stay where the wire or
+//! the DMA engine put them. Whoever ends a frame's way gives it back to the [`Pool`], so that nothing
+//! is allocated once the pool has warmed up.
+
+use crate::time::Nanos;
+
+/// Octets of an Ethernet header without tags (IEEE 802.3, 3.1.1).
+pub const ETHERNET_HEADER: usize = 14;
+/// Octets of one VLAN tag (IEEE 802.1Q, 9.3).
+pub const VLAN_TAG: usize = 4;
+/// Octets of the frame check sequence (IEEE 802.3, 3.2.9).
+pub const FCS: usize = 4;
+
+/// Where the frame check sequence of a frame is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fcs {
+    /// Off-loaded: it is right by construction and not in the buffer, as are the padding octets that
+    /// bring a short frame to the minimum. So are frames that came through another system's software.
+    #[default]
+    Offloaded,
+    /// The last four octets of the buffer; whoever receives the frame has to check them.
+    Present,
+}
+
+/// What is known of a frame's TCP or UDP checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing: it was not looked at, or there is none, or it is wrong.
+    #[default]
+    Unknown,
+    /// It was verified.
+    Valid,
+    /// It has yet to be computed over `start..` and stored at `start + offset` (octets from the first
+    /// octet of the frame); the field holds the pseudo-header's sum.
+    Partial {
+        /// First octet that the sum covers.
+        start: u16,
+        /// Where the checksum field is, counted from `start`.
+        offset: u16,
+    },
+}
+
+/// One Ethernet frame: a buffer of the pool and what the card knows of its contents.
+#[derive(Debug)]
+pub struct Frame {
+    buffer: Box<[u8]>,
+    len: usize,
+    /// When its last bit arrived (receive) or will have left (transmit).
+    pub arrival: Nanos,
+    /// Octets that the line carried and the buffer has no room for: too long for the card, and longer on the line
+    /// than it is here.
+    pub excess: u32,
+    /// Where its frame check sequence is.
+    pub fcs: Fcs,
+    /// The state of its transport checksum.
+    pub checksum: Checksum,
+}
+
+impl Frame {
+    /// The frame's octets, from the destination address on.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    /// The frame's octets, to be changed in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
+
+    /// The whole buffer, whatever the frame's length: where a wire or the DMA engine writes before it
+    /// calls [`Frame::set_len`].
+    #[inline]
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Octets in the frame, the FCS included if it is [`Fcs::Present`].
+    #[must_use]
+    #[inline]
+    #[allow(clippy::len_without_is_empty)] // a frame is never empty in the sense of a collection
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Sets the number of octets in the frame; more than the buffer holds becomes what it holds.
+    #[inline]
+    pub fn set_len(&mut self, len: usize) {
+        self.len = len.min(self.buffer.len());
+    }
+
+    /// Copies `bytes` into the frame. Returns false, and leaves the frame empty, if they do not fit.
+    #[must_use]
+    pub fn fill(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.buffer.get_mut(..bytes.len()) else {
+            self.len = 0;
+            return false;
+        };
+        room.copy_from_slice(bytes);
+        self.len = bytes.len();
+        true
+    }
+}
+
+/// Buffers of one size, used again and again, the last one given back first (it is still in the cache).
+#[derive(Debug)]
+pub struct Pool {
+    free: Vec<Box<[u8]>>,
+    buffer_size: usize,
+    lent: usize,
+}
+
+impl Pool {
+    /// A pool of buffers of `buffer_size` octets each. It holds none yet: they are made on first use.
+    #[must_use]
+    pub fn new(buffer_size: usize) -> Self {
+        Pool {
+            free: Vec::with_capacity(1024),
+            buffer_size,
+            lent: 0,
+        }
+    }
+
+    /// Octets that a buffer holds.
+    #[must_use]
+    pub fn buffer_size(&self) -> usize {
+        self.buffer_size
+    }
+
+    /// Frames that were taken and have not come back.
+    #[must_use]
+    pub fn lent(&self) -> usize {
+        self.lent
+    }
+
+    /// An empty frame. Its buffer holds whatever its last user left there.
+    #[inline]
+    pub fn take(&mut self) -> Frame {
+        self.lent += 1;
+        let buffer = match self.free.pop() {
+            Some(buffer) => buffer,
+            None => vec![0; self.buffer_size].into_boxed_slice(),
+        };
+        Frame {
+            buffer,
+            len: 0,
+            arrival: Nanos::ZERO,
+            excess: 0,
+            fcs: Fcs::Offloaded,
+            checksum: Checksum::Unknown,
+        }
+    }
+
+    /// Takes a frame's buffer back.
+    #[inline]
+    pub fn give(&mut self, frame: Frame) {
+        self.lent -= 1;
+        self.free.push(frame.buffer);
+    }
+
+    /// Takes the buffers of all `frames` back.
+    #[inline]
+    pub fn give_all(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        for frame in frames {
+            self.give(frame);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_given_back_is_the_next_one_taken() {
+        let mut pool = Pool::new(2048);
+        let mut frame = pool.take();
+        assert!(frame.fill(&[7; 60]));
+        let address = frame.bytes().as_ptr();
+        pool.give(frame);
+        let mut frame = pool.take();
+        assert_eq!(frame.len(), 0);
+        assert_eq!(frame.buffer_mut().as_ptr(), address);
+        assert_eq!(pool.lent(), 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut pool = Pool::new(100);
+        let mut frame = pool.take();
+        assert!(!frame.fill(&[0; 101]));
+        assert_eq!(frame.bytes(), &[] as &[u8]);
+        frame.set_len(1000);
+        assert_eq!(frame.len(), 100);
+    }
+}

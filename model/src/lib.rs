@@ -1,0 +1,31 @@
+//! A network interface card, modelled block by block as hardware.
+//!
+//! ```text
+//! receive   wire -> PHY -> MAC -> filter -> parse -> checksum -> FIFO -> Host
+//! transmit  Host -> checksum -> MAC -> PHY -> wire
+//! ```
+//!
+//! Each block is one file. [`port::Port`] joins them; it is where to start reading. What lies beyond
+//! is behind two seams: the [`host::Host`], which moves frames between the card and a computer's
+//! memory, and the wire, which is whoever calls [`port::Port::receive`] and takes what
+//! [`port::Port::transmit`] gives.
+//!
+//! Nothing here asks what time it is: `now` is an argument, and [`port::Port::next_deadline`] says when
+//! the model wants to be called again. The same calls with the same arguments give the same results.
+
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod counters;
+pub mod fifo;
+pub mod filter;
+pub mod frame;
+pub mod host;
+pub mod mac;
+pub mod parse;
+pub mod phy;
+pub mod port;
+pub mod time;
+
+/// The largest number of frames that any block handles at once.
+pub const BURST: usize = 64;

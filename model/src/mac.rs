@@ -1,0 +1,235 @@
+//! Media access control: what is a frame, and what is not.
+//!
+//! Receive: checks the frame check sequence where there is one and the frame's size, tells apart what is
+//! wrong as RFC 2819 does, and removes the check sequence. Transmit: inserts the checksum that the driver
+//! left to the card, refuses what is too short or too long, and pads to the minimum (IEEE 802.3, 3.2.7,
+//! 3.2.8 and 3.2.9). The check sequence is only computed for a wire that shows it ([`fcs`]).
+
+use crate::checksum;
+use crate::counters::Drop;
+use crate::frame::{Checksum, ETHERNET_HEADER, FCS, Fcs, Frame, VLAN_TAG};
+
+/// The shortest frame, in octets with its check sequence.
+pub const MIN_FRAME: usize = 64;
+
+/// The frame check sequence of `frame` (its octets without one), as it stands on the wire.
+#[must_use]
+pub fn fcs(frame: &[u8]) -> [u8; FCS] {
+    crc32fast::hash(frame).to_le_bytes()
+}
+
+/// VLAN tags that may make a frame longer than the others: a customer's and a provider's (IEEE 802.1Q, 9.3).
+const MAX_TAGS: usize = 2;
+
+/// The media access control of one port.
+#[derive(Debug)]
+pub struct Mac {
+    /// The longest frame without tags, in octets with its check sequence.
+    max_untagged: usize,
+}
+
+impl Mac {
+    /// For packets of up to `mtu` octets: frames may be as long as that with an Ethernet header, the check
+    /// sequence, and the VLAN tags that they have, two at most.
+    #[must_use]
+    pub fn new(mtu: u16) -> Self {
+        Mac {
+            max_untagged: usize::from(mtu) + ETHERNET_HEADER + FCS,
+        }
+    }
+
+    /// The longest frame of all, in octets with its check sequence.
+    #[must_use]
+    pub fn max_frame(&self) -> usize {
+        self.max_untagged + MAX_TAGS * VLAN_TAG
+    }
+
+    /// Whether `octets`, check sequence included, are too many for `frame`.
+    #[inline]
+    fn oversize(&self, frame: &[u8], octets: usize) -> bool {
+        octets > self.max_untagged && octets > self.max_untagged + tags(frame) * VLAN_TAG
+    }
+
+    /// Checks a frame from the line and removes its check sequence.
+    ///
+    /// # Errors
+    /// The reason for which it is no valid frame.
+    #[inline]
+    pub fn accept(&self, frame: &mut Frame) -> Result<(), Drop> {
+        match frame.fcs {
+            Fcs::Offloaded => {
+                if frame.len() < ETHERNET_HEADER {
+                    return Err(Drop::RxUndersize);
+                }
+                if self.oversize(frame.bytes(), frame.len() + FCS) {
+                    return Err(Drop::RxOversize);
+                }
+                Ok(())
+            }
+            Fcs::Present => self.check(frame),
+        }
+    }
+
+    fn check(&self, frame: &mut Frame) -> Result<(), Drop> {
+        let good = frame
+            .bytes()
+            .split_last_chunk::<FCS>()
+            .is_some_and(|(octets, sequence)| fcs(octets) == *sequence);
+        let oversize = self.oversize(frame.bytes(), frame.len());
+        match (frame.len(), good) {
+            (..MIN_FRAME, true) => Err(Drop::RxUndersize),
+            (..MIN_FRAME, false) => Err(Drop::RxFragment),
+            (_, true) if oversize => Err(Drop::RxOversize),
+            (_, false) if oversize => Err(Drop::RxJabber),
+            (_, false) => Err(Drop::RxFcs),
+            (len, true) => {
+                frame.set_len(len - FCS);
+                frame.fcs = Fcs::Offloaded;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a driver's packet a frame that may go on the line. Returns whether a checksum was inserted.
+    ///
+    /// # Errors
+    /// The reason for which it cannot be sent.
+    #[inline]
+    pub fn prepare(&self, frame: &mut Frame) -> Result<bool, Drop> {
+        let len = frame.len();
+        if len < ETHERNET_HEADER {
+            return Err(Drop::TxUndersize);
+        }
+        if self.oversize(frame.bytes(), len + FCS) {
+            return Err(Drop::TxOversize);
+        }
+        let inserted = match frame.checksum {
+            Checksum::Partial { start, offset } => {
+                checksum::insert(frame, start, offset).map_err(|_| Drop::TxMalformed)?;
+                frame.checksum = Checksum::Valid;
+                true
+            }
+            Checksum::Unknown | Checksum::Valid => false,
+        };
+        if len < MIN_FRAME - FCS {
+            frame.set_len(MIN_FRAME - FCS);
+            frame.bytes_mut()[len..].fill(0);
+        }
+        Ok(inserted)
+    }
+}
+
+/// VLAN tags that `frame` begins with, two at most.
+fn tags(frame: &[u8]) -> usize {
+    let tag = |index: usize| {
+        let at = ETHERNET_HEADER - 2 + index * VLAN_TAG;
+        matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]))
+    };
+    (0..MAX_TAGS).take_while(|&index| tag(index)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Pool;
+
+    fn with_fcs(pool: &mut Pool, len: usize, damage: bool) -> Frame {
+        let mut frame = pool.take();
+        let mut bytes: Vec<u8> = (0..len - FCS).map(|i| i as u8).collect();
+        bytes.extend(fcs(&bytes));
+        if damage {
+            bytes[7] ^= 0x10;
+        }
+        assert!(frame.fill(&bytes));
+        frame.fcs = Fcs::Present;
+        frame
+    }
+
+    #[test]
+    fn the_check_sequence_is_ieee_802_3s() {
+        // The CRC-32 check value of "123456789" is 0xcbf43926; its octets go least significant first.
+        assert_eq!(fcs(b"123456789"), [0x26, 0x39, 0xf4, 0xcb]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_frame_is_told_apart() {
+        let mut pool = Pool::new(4096);
+        let mac = Mac::new(1500);
+        for (len, damage, verdict) in [
+            (64, false, Ok(())),
+            (64, true, Err(Drop::RxFcs)),
+            (63, false, Err(Drop::RxUndersize)),
+            (63, true, Err(Drop::RxFragment)),
+            (1518, false, Ok(())),
+            (1519, false, Err(Drop::RxOversize)),
+            (1519, true, Err(Drop::RxJabber)),
+        ] {
+            let mut frame = with_fcs(&mut pool, len, damage);
+            assert_eq!(mac.accept(&mut frame), verdict, "{len} {damage}");
+            if verdict.is_ok() {
+                assert_eq!(frame.len(), len - FCS, "the check sequence is removed");
+            }
+        }
+        for len in 1..FCS {
+            let mut frame = pool.take();
+            frame.set_len(len);
+            frame.fcs = Fcs::Present;
+            assert_eq!(mac.accept(&mut frame), Err(Drop::RxFragment));
+        }
+    }
+
+    #[test]
+    fn each_tag_makes_room_for_itself_but_for_no_more_than_two() {
+        let mut pool = Pool::new(4096);
+        let mac = Mac::new(1500);
+        for (tags, longest) in [(0, 1514), (1, 1518), (2, 1522), (3, 1522)] {
+            for (len, fits) in [(longest, true), (longest + 1, false)] {
+                let mut frame = pool.take();
+                frame.set_len(len);
+                frame.bytes_mut().fill(0);
+                for tag in 0..tags {
+                    frame.bytes_mut()[12 + 4 * tag..][..2].copy_from_slice(&[0x81, 0]);
+                }
+                assert_eq!(mac.prepare(&mut frame).is_ok(), fits, "{tags} {len}");
+                assert_eq!(mac.accept(&mut frame).is_ok(), fits, "{tags} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn short_packets_are_padded_with_zeros() {
+        let mut pool = Pool::new(2048);
+        let mut stale = pool.take();
+        assert!(stale.fill(&[0xee; 100]));
+        pool.give(stale);
+        let mut frame = pool.take();
+        assert!(frame.fill(&[1; 42]));
+        assert_eq!(Mac::new(1500).prepare(&mut frame), Ok(false));
+        assert_eq!(frame.len(), 60);
+        assert_eq!(frame.bytes()[42..], [0; 18]);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_refused() {
+        let mut pool = Pool::new(4096);
+        let mac = Mac::new(1500);
+        for (len, verdict) in [
+            (0, Err(Drop::TxUndersize)),
+            (13, Err(Drop::TxUndersize)),
+            (14, Ok(false)),
+            (1514, Ok(false)),
+            (1515, Err(Drop::TxOversize)),
+        ] {
+            let mut frame = pool.take();
+            frame.set_len(len);
+            assert_eq!(mac.prepare(&mut frame), verdict, "{len}");
+        }
+        let mut frame = pool.take();
+        frame.set_len(60);
+        frame.checksum = Checksum::Partial {
+            start: 50,
+            offset: 10,
+        };
+        assert_eq!(mac.prepare(&mut frame), Err(Drop::TxMalformed));
+    }
+}

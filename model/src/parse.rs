@@ -1,0 +1,269 @@
+//! The header walk: each received frame's headers are looked at once, here, and the later blocks use what
+//! was found.
+//!
+//! Ethernet II with any number of VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 with its extension headers
+//! (RFC 8200, 4), TCP and UDP. Nothing is dropped: a frame that makes no sense has a shorter summary.
+
+/// Which network protocol a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Neither version of IP, or a header that is cut off or inconsistent.
+    Other,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// Which transport protocol a frame carries. A fragment carries none: it has no whole transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// None that the card knows.
+    None,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What the header walk found. Offsets count octets from the first octet of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The network protocol. If it is IP, its fixed header is within the frame.
+    pub network: Network,
+    /// The transport protocol. If there is one, its fixed header is within the frame and before `end`.
+    pub transport: Transport,
+    /// Whether it is a fragment of an IP datagram.
+    pub fragment: bool,
+    /// Where the network header begins.
+    pub network_offset: u16,
+    /// Where the transport header begins.
+    pub transport_offset: u16,
+    /// Where the IP packet ends; padding may follow.
+    pub end: u32,
+}
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Tags and extension headers that the walk passes at most: more are no traffic that anyone sends.
+const MAX_TAGS: usize = 4;
+const MAX_EXTENSIONS: usize = 8;
+
+/// Walks the headers of a frame that begins with its destination address and has no check sequence.
+#[must_use]
+#[inline]
+pub fn summarise(frame: &[u8]) -> Summary {
+    let mut offset = 12;
+    let mut ethertype = be16(frame, offset).unwrap_or(0);
+    for _ in 0..MAX_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        offset += 4;
+        ethertype = be16(frame, offset).unwrap_or(0);
+    }
+    offset += 2;
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, offset),
+        ETHERTYPE_IPV6 => ipv6(frame, offset),
+        _ => None,
+    }
+    .unwrap_or(Summary {
+        network: Network::Other,
+        transport: Transport::None,
+        fragment: false,
+        network_offset: offset as u16,
+        transport_offset: offset as u16,
+        end: frame.len() as u32,
+    })
+}
+
+#[inline]
+fn be16(frame: &[u8], at: usize) -> Option<u16> {
+    let octets = frame.get(at..)?.first_chunk::<2>()?;
+    Some(u16::from_be_bytes(*octets))
+}
+
+#[inline]
+fn ipv4(frame: &[u8], offset: usize) -> Option<Summary> {
+    let header = frame.get(offset..)?.first_chunk::<20>()?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let end = offset + total_len;
+    if header[0] >> 4 != 4 || header_len < 20 || total_len < header_len || end > frame.len() {
+        return None;
+    }
+    let more_or_offset = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
+    let fragment = more_or_offset != 0;
+    let transport_offset = offset + header_len;
+    Some(Summary {
+        network: Network::Ipv4,
+        transport: transport(header[9], fragment, end - transport_offset),
+        fragment,
+        network_offset: offset as u16,
+        transport_offset: transport_offset as u16,
+        end: end as u32,
+    })
+}
+
+#[inline]
+fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
+    let header = frame.get(offset..)?.first_chunk::<40>()?;
+    let payload_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let end = offset + 40 + payload_len;
+    if header[0] >> 4 != 6 || end > frame.len() {
+        return None;
+    }
+    let mut next = header[6];
+    let mut at = offset + 40;
+    let mut fragment = false;
+    for _ in 0..MAX_EXTENSIONS {
+        let units = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8,
+            AUTHENTICATION => 4,
+            FRAGMENT => 0,
+            _ => break,
+        };
+        let extension = frame.get(at..at + 8)?;
+        let len = match next {
+            FRAGMENT => {
+                // An atomic fragment (RFC 6946) is a whole datagram.
+                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+                8
+            }
+            AUTHENTICATION => (usize::from(extension[1]) + 2) * units,
+            _ => (usize::from(extension[1]) + 1) * units,
+        };
+        next = extension[0];
+        at += len;
+        if at > end {
+            return None;
+        }
+        if fragment {
+            break;
+        }
+    }
+    Some(Summary {
+        network: Network::Ipv6,
+        transport: transport(next, fragment, end - at),
+        fragment,
+        network_offset: offset as u16,
+        transport_offset: at as u16,
+        end: end as u32,
+    })
+}
+
+#[inline]
+fn transport(protocol: u8, fragment: bool, octets: usize) -> Transport {
+    match protocol {
+        TCP if !fragment && octets >= 20 => Transport::Tcp,
+        UDP if !fragment && octets >= 8 => Transport::Udp,
+        _ => Transport::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{IpNumber, PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    #[test]
+    fn tags_are_skipped() {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .double_vlan(
+                etherparse::VlanId::try_new(5).unwrap(),
+                etherparse::VlanId::try_new(6).unwrap(),
+            )
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .udp(1, 2)
+            .write(&mut bytes, b"hello")
+            .unwrap();
+        let summary = summarise(&bytes);
+        assert_eq!(summary.network, Network::Ipv4);
+        assert_eq!(summary.transport, Transport::Udp);
+        assert_eq!((summary.network_offset, summary.transport_offset), (22, 42));
+        assert_eq!(summary.end as usize, bytes.len());
+    }
+
+    #[test]
+    fn extension_headers_are_walked() {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv6([1; 16], [2; 16], 64)
+            .udp(1, 2)
+            .write(&mut bytes, b"hello")
+            .unwrap();
+        // A destination options header of 8 octets between IPv6 and UDP.
+        bytes.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
+        bytes[14 + 6] = DESTINATION_OPTIONS;
+        bytes[14 + 5] += 8;
+        let summary = summarise(&bytes);
+        assert_eq!(
+            (summary.transport, summary.transport_offset),
+            (Transport::Udp, 62)
+        );
+        // Now a fragment header: first of several.
+        bytes[14 + 6] = FRAGMENT;
+        bytes[54..62].copy_from_slice(&[17, 0, 0, 1, 0, 0, 0, 9]);
+        let summary = summarise(&bytes);
+        assert!(summary.fragment);
+        assert_eq!(summary.transport, Transport::None);
+        // And an atomic one.
+        bytes[57] = 0;
+        assert_eq!(summarise(&bytes).transport, Transport::Udp);
+    }
+
+    #[test]
+    fn an_ipv4_fragment_has_no_transport() {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .write(&mut bytes, IpNumber::UDP, &[0; 64])
+            .unwrap();
+        assert_eq!(summarise(&bytes).transport, Transport::Udp);
+        bytes[14 + 6] = 0x20;
+        let summary = summarise(&bytes);
+        assert!(summary.fragment);
+        assert_eq!(summary.transport, Transport::None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_a_summary_within_the_frame(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..4) {
+            if bytes.len() > 15 {
+                match kind {
+                    0 => bytes[12..15].copy_from_slice(&[8, 0, 0x45]),
+                    1 => bytes[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]),
+                    2 => bytes[12..14].copy_from_slice(&[0x81, 0]),
+                    _ => {}
+                }
+            }
+            let summary = summarise(&bytes);
+            prop_assert!(summary.end as usize <= bytes.len());
+            if summary.transport != Transport::None {
+                prop_assert!(u32::from(summary.transport_offset) + 8 <= summary.end);
+                // etherparse is an independent parser; where it sees TCP or UDP, so do we, and at the same place.
+                if let Ok(packet) = SlicedPacket::from_ethernet(&bytes) {
+                    match packet.transport {
+                        Some(TransportSlice::Udp(udp)) => prop_assert_eq!(udp.slice().as_ptr() as usize - bytes.as_ptr() as usize, usize::from(summary.transport_offset)),
+                        Some(TransportSlice::Tcp(tcp)) => prop_assert_eq!(tcp.slice().as_ptr() as usize - bytes.as_ptr() as usize, usize::from(summary.transport_offset)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}
