@@ -1,0 +1,139 @@
+//! Feature bits: what the device can do, and what a driver accepted (VIRTIO 1.3, 2.2, 5.1.3 and 6).
+
+use std::fmt;
+use std::str::FromStr;
+
+use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
+
+bitflags::bitflags! {
+    /// Feature bits of this device, under the names of the VIRTIO specification.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// The device inserts checksums.
+        const CSUM = 1 << virtio_net::VIRTIO_NET_F_CSUM;
+        /// The driver handles packets whose checksum is partial, and wants verdicts.
+        const GUEST_CSUM = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM;
+        /// The device says how long packets may be.
+        const MTU = 1 << virtio_net::VIRTIO_NET_F_MTU;
+        /// The device has an address.
+        const MAC = 1 << virtio_net::VIRTIO_NET_F_MAC;
+        /// A received packet may span several buffers.
+        const MRG_RXBUF = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+        /// The device tells its link's state.
+        const STATUS = 1 << virtio_net::VIRTIO_NET_F_STATUS;
+        /// There is a control queue.
+        const CTRL_VQ = 1 << virtio_net::VIRTIO_NET_F_CTRL_VQ;
+        /// The control queue sets the receive mode.
+        const CTRL_RX = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX;
+        /// The control queue sets the address.
+        const CTRL_MAC_ADDR = 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
+        /// Several queue pairs.
+        const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
+        /// Descriptors may point to tables of descriptors.
+        const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+        /// Each side says at which index it wants to be notified.
+        const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+        /// The device follows VIRTIO 1.0 or later.
+        const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+        /// vhost-user's own bit: the two sides negotiate protocol features.
+        const PROTOCOL_FEATURES = 1 << 30;
+    }
+}
+
+impl Features {
+    /// Everything that this device can do with one queue pair.
+    #[must_use]
+    pub fn supported() -> Self {
+        Features::all().difference(Features::MQ)
+    }
+
+    /// Octets of the header before each packet (VIRTIO 1.3, 5.1.6; 5.1.6.1 for legacy drivers).
+    #[must_use]
+    pub fn header_len(self) -> usize {
+        if self.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
+            12
+        } else {
+            10
+        }
+    }
+
+    /// Removes `feature` and what cannot be without it (VIRTIO 1.3, 5.1.3.1).
+    #[must_use]
+    pub fn without(self, feature: Features) -> Self {
+        let mut left = self.difference(feature);
+        if !left.contains(Features::CTRL_VQ) {
+            left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
+        }
+        left
+    }
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, _)) in self.iter_names().enumerate() {
+            let separator = if index == 0 { "" } else { " " };
+            write!(f, "{separator}{name}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with the name of a feature.
+#[derive(Debug, thiserror::Error)]
+#[error("no feature is called {name:?}; those that can be disabled are {known}")]
+pub struct UnknownFeature {
+    name: String,
+    known: Features,
+}
+
+impl FromStr for Features {
+    type Err = UnknownFeature;
+    fn from_str(text: &str) -> Result<Self, UnknownFeature> {
+        // Neither the protocol itself nor the modern interface can be switched off.
+        let known = Features::supported() - Features::PROTOCOL_FEATURES - Features::VERSION_1;
+        let name = text.to_ascii_uppercase();
+        let name = name.strip_prefix("VIRTIO_NET_F_").unwrap_or(&name);
+        Features::from_name(name)
+            .filter(|feature| known.contains(*feature))
+            .ok_or_else(|| UnknownFeature {
+                name: text.to_owned(),
+                known,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_specifications() {
+        assert_eq!(
+            "mrg_rxbuf".parse::<Features>().unwrap(),
+            Features::MRG_RXBUF
+        );
+        assert_eq!(
+            "VIRTIO_NET_F_MTU".parse::<Features>().unwrap(),
+            Features::MTU
+        );
+        let error = "TURBO".parse::<Features>().unwrap_err().to_string();
+        assert!(
+            error.contains("TURBO") && error.contains("EVENT_IDX"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_needs_the_control_queue_goes_with_it() {
+        let left = Features::supported().without(Features::CTRL_VQ);
+        assert!(!left.intersects(Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR));
+        assert!(left.contains(Features::CSUM));
+    }
+
+    #[test]
+    fn the_header_is_shorter_for_legacy_drivers() {
+        assert_eq!(Features::VERSION_1.header_len(), 12);
+        assert_eq!(Features::MRG_RXBUF.header_len(), 12);
+        assert_eq!(Features::CSUM.header_len(), 10);
+    }
+}

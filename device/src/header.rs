@@ -1,0 +1,112 @@
+//! `struct virtio_net_hdr`: what goes before each packet in a buffer (VIRTIO 1.3, 5.1.6).
+
+use nic_model::counters::Drop;
+use nic_model::frame::Checksum;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+};
+use zerocopy::byteorder::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::features::Features;
+
+/// The longest header.
+pub const MAX_HEADER: usize = size_of::<NetHeader>();
+
+/// The header's fields; a legacy driver without MRG_RXBUF leaves out the last.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetHeader {
+    /// NEEDS_CSUM, DATA_VALID.
+    pub flags: u8,
+    /// Which kind of segmentation is asked for.
+    pub gso_type: u8,
+    /// Octets of all headers; a hint, never trusted.
+    pub hdr_len: U16,
+    /// Octets of each segment's payload.
+    pub gso_size: U16,
+    /// Where the checksum's cover begins.
+    pub csum_start: U16,
+    /// Where its field is, from there.
+    pub csum_offset: U16,
+    /// Buffers that a received packet spans.
+    pub num_buffers: U16,
+}
+
+impl NetHeader {
+    /// The header of a received packet that spans `num_buffers` buffers.
+    #[must_use]
+    #[inline]
+    pub fn received(checksum: Checksum, num_buffers: u16, features: Features) -> Self {
+        let valid = checksum == Checksum::Valid && features.contains(Features::GUEST_CSUM);
+        NetHeader {
+            flags: if valid {
+                VIRTIO_NET_HDR_F_DATA_VALID as u8
+            } else {
+                0
+            },
+            num_buffers: U16::new(num_buffers),
+            ..Default::default()
+        }
+    }
+
+    /// What the header of a packet to be sent asks for.
+    ///
+    /// # Errors
+    /// [`Drop::TxMalformed`] if that was not negotiated.
+    #[inline]
+    pub fn offloads(&self, features: Features) -> Result<Checksum, Drop> {
+        if u32::from(self.gso_type) != VIRTIO_NET_HDR_GSO_NONE {
+            return Err(Drop::TxMalformed);
+        }
+        if u32::from(self.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 {
+            return Ok(Checksum::Unknown);
+        }
+        if !features.contains(Features::CSUM) {
+            return Err(Drop::TxMalformed);
+        }
+        Ok(Checksum::Partial {
+            start: self.csum_start.get(),
+            offset: self.csum_offset.get(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_specifications() {
+        let header = NetHeader::received(Checksum::Valid, 3, Features::GUEST_CSUM);
+        assert_eq!(header.as_bytes(), [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+        let header = NetHeader::received(Checksum::Valid, 1, Features::empty());
+        assert_eq!(
+            header.flags, 0,
+            "a driver without GUEST_CSUM gets no verdict"
+        );
+    }
+
+    #[test]
+    fn only_what_was_negotiated_may_be_asked_for() {
+        let mut header = NetHeader {
+            flags: 1,
+            ..Default::default()
+        };
+        header.csum_start.set(34);
+        header.csum_offset.set(16);
+        let partial = Checksum::Partial {
+            start: 34,
+            offset: 16,
+        };
+        assert_eq!(header.offloads(Features::CSUM), Ok(partial));
+        assert_eq!(header.offloads(Features::empty()), Err(Drop::TxMalformed));
+        let gso = NetHeader {
+            gso_type: 1,
+            ..Default::default()
+        };
+        assert_eq!(gso.offloads(Features::all()), Err(Drop::TxMalformed));
+        let plain = NetHeader::default();
+        assert_eq!(plain.offloads(Features::empty()), Ok(Checksum::Unknown));
+    }
+}

@@ -1,0 +1,37 @@
+//! The card as a driver sees it: a virtio-net device (VIRTIO 1.3, 5.1).
+//!
+//! ```text
+//! features, config      what is offered, and what the configuration space says
+//! memory                the guest's memory as a table of mappings, and scatter lists over it
+//! ring, split           virtqueues: descriptors fetched once, checked, and used in bursts
+//! header                struct virtio_net_hdr
+//! rx, tx                DMA: frames into posted buffers, packets out of them
+//! control               the control queue's commands
+//! interrupt             how a driver is told
+//! virtio_net            the device: its queues behind the model's `Host`
+//! nic                   model and device together: one card
+//! ```
+//!
+//! Guest memory is never trusted and never read twice: each descriptor and each header is copied once and
+//! checked in the copy. What a driver does wrong stops its queue with a counted [`ring::Fault`], or drops
+//! its packet with a counted reason; it never harms this process. Unsafe code is in [`memory`] and
+//! [`split`] alone.
+
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod control;
+pub mod features;
+pub mod header;
+pub mod interrupt;
+#[allow(unsafe_code)]
+pub mod memory;
+pub mod nic;
+pub mod ring;
+mod rx;
+#[allow(unsafe_code)]
+pub mod split;
+#[cfg(test)]
+mod testing;
+mod tx;
+pub mod virtio_net;

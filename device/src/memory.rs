@@ -1,0 +1,329 @@
+//! The guest's memory: a table of mappings, and scatter lists of places in it.
+//!
+//! The table may be replaced at any time between two bursts; whoever holds pointers into the old one holds
+//! the old one itself. The guest changes its memory as it likes while we look at it, so nothing here
+//! ever makes a reference into it: octets are copied in and out, and what was copied is what is checked.
+
+use std::fmt;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use crate::ring::Fault;
+
+/// One contiguous piece of guest memory and where it is mapped here.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    guest: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+/// The table of mappings, ordered by guest address.
+#[derive(Debug)]
+pub struct GuestMemory {
+    mappings: Vec<Mapping>,
+    /// Keeps the mappings in place for as long as this table exists.
+    _mapped: Arc<GuestMemoryMmap>,
+}
+
+// SAFETY: the pointers are to shared mappings that live as long as `_mapped`; all accesses through them are
+// raw copies, which any thread may make.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above; the table itself does not change.
+unsafe impl Sync for GuestMemory {}
+
+impl GuestMemory {
+    /// The mappings of `mapped`.
+    #[must_use]
+    pub fn new(mapped: Arc<GuestMemoryMmap>) -> Self {
+        let mappings = mapped
+            .iter()
+            .filter_map(|region| {
+                let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+                Some(Mapping {
+                    guest: region.start_addr().0,
+                    len: region.len(),
+                    host: NonNull::new(host)?,
+                })
+            })
+            .collect();
+        GuestMemory {
+            mappings,
+            _mapped: mapped,
+        }
+    }
+
+    /// Where `len` octets at guest address `addr` are, if they lie in one mapping.
+    #[must_use]
+    #[inline]
+    pub fn find(&self, addr: u64, len: u64) -> Option<NonNull<u8>> {
+        let (host, room) = self.locate(addr)?;
+        (len <= room).then_some(host)
+    }
+
+    /// Where guest address `addr` is, and how many octets follow in its mapping (at least one).
+    #[inline]
+    fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
+        for mapping in &self.mappings {
+            let offset = addr.wrapping_sub(mapping.guest);
+            if offset < mapping.len {
+                // SAFETY: `offset` is within the mapping, which is one allocation.
+                let host = unsafe { mapping.host.add(offset as usize) };
+                return Some((host, mapping.len - offset));
+            }
+        }
+        None
+    }
+
+    /// Copies `N` octets at `addr` out of guest memory, each read once.
+    #[must_use]
+    #[inline]
+    pub fn read<const N: usize>(&self, addr: u64) -> Option<[u8; N]> {
+        let host = self.find(addr, N as u64)?;
+        // SAFETY: `find` says that N octets are mapped there, and `self` keeps them mapped.
+        Some(unsafe { read_once(host) })
+    }
+}
+
+/// Copies `N` octets, each read once; word by word where that can be, for a volatile array is read octet by
+/// octet.
+///
+/// # Safety
+/// `host` is the place of `N` mapped octets.
+#[inline]
+pub(crate) unsafe fn read_once<const N: usize>(host: NonNull<u8>) -> [u8; N] {
+    let mut bytes = [0; N];
+    let words = host.cast::<u64>();
+    if N.is_multiple_of(8) && words.is_aligned() {
+        for (at, word) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for the place; it is aligned.
+            *word = unsafe { words.add(at).read_volatile() }.to_ne_bytes();
+        }
+    } else {
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for the place.
+            *byte = unsafe { host.add(at).read_volatile() };
+        }
+    }
+    bytes
+}
+
+impl fmt::Display for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mapping) in self.mappings.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{:#x}+{:#x}", mapping.guest, mapping.len)?;
+        }
+        Ok(())
+    }
+}
+
+/// A place in guest memory that is mapped here.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    host: NonNull<u8>,
+    len: usize,
+}
+
+/// A list of places in guest memory that are read or written as if they were one.
+#[derive(Debug)]
+pub struct Scatter {
+    memory: Arc<GuestMemory>,
+    segments: Vec<Segment>,
+    len: u64,
+}
+
+// SAFETY: the segments are pointers into `memory`, which may be used from any thread.
+unsafe impl Send for Scatter {}
+
+impl Scatter {
+    /// An empty list over `memory` with room for `capacity` places.
+    #[must_use]
+    pub fn new(memory: Arc<GuestMemory>, capacity: usize) -> Self {
+        Scatter {
+            memory,
+            segments: Vec::with_capacity(capacity),
+            len: 0,
+        }
+    }
+
+    /// Empties the list.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+    }
+
+    /// Octets in all places together.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no place.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Appends `len` octets at guest address `addr`. They may span mappings that adjoin.
+    ///
+    /// # Errors
+    /// [`Fault::AddressWraps`] and [`Fault::AddressOutOfRange`] if they are not all guest memory.
+    #[inline]
+    pub fn push(&mut self, addr: u64, len: u32) -> Result<(), Fault> {
+        match self.memory.locate(addr) {
+            Some((host, room)) if u64::from(len) <= room => {
+                self.len += u64::from(len);
+                let len = len as usize;
+                self.segments.push(Segment { host, len });
+                Ok(())
+            }
+            _ => self.push_pieces(addr, u64::from(len)),
+        }
+    }
+
+    /// Appends what does not lie in one mapping.
+    #[cold]
+    fn push_pieces(&mut self, mut addr: u64, mut left: u64) -> Result<(), Fault> {
+        if addr.checked_add(left).is_none() {
+            return Err(Fault::AddressWraps);
+        }
+        self.len += left;
+        while left > 0 {
+            let (host, room) = self.memory.locate(addr).ok_or(Fault::AddressOutOfRange)?;
+            let len = room.min(left);
+            self.segments.push(Segment {
+                host,
+                len: len as usize,
+            });
+            addr += len;
+            left -= len;
+        }
+        Ok(())
+    }
+
+    /// A cursor at the first octet.
+    #[inline]
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor {
+            segments: &self.segments,
+            offset: 0,
+        }
+    }
+}
+
+/// A position in a [`Scatter`] that moves on with what is copied.
+#[derive(Debug)]
+pub struct Cursor<'a> {
+    segments: &'a [Segment],
+    offset: usize,
+}
+
+impl Cursor<'_> {
+    /// Copies `bytes` into guest memory; returns how many octets there was room for.
+    #[inline]
+    pub fn write(&mut self, bytes: &[u8]) -> usize {
+        self.advance(bytes.len(), |host, done, len| {
+            let source = &bytes[done..done + len];
+            // SAFETY: `advance` gives a place with `len` mapped octets. Guest memory and our buffers
+            // do not overlap. The guest may change it meanwhile; nothing is inferred from it.
+            unsafe { ptr::copy_nonoverlapping(source.as_ptr(), host.as_ptr(), len) }
+        })
+    }
+
+    /// Copies guest memory into `bytes`; returns how many octets there were.
+    #[inline]
+    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
+        self.advance(bytes.len(), |host, done, len| {
+            let target = &mut bytes[done..done + len];
+            // SAFETY: as in `write`, the other way round.
+            unsafe { ptr::copy_nonoverlapping(host.as_ptr(), target.as_mut_ptr(), len) }
+        })
+    }
+
+    /// Calls `copy(place, octets done before, octets here)` for each place of the next `len` octets.
+    #[inline]
+    fn advance(&mut self, len: usize, mut copy: impl FnMut(NonNull<u8>, usize, usize)) -> usize {
+        if let Some(first) = self.segments.first()
+            && len < first.len - self.offset
+        {
+            // SAFETY: `offset` is below the segment's length.
+            copy(unsafe { first.host.add(self.offset) }, 0, len);
+            self.offset += len;
+            return len;
+        }
+        let mut done = 0;
+        while done < len {
+            let Some((segment, rest)) = self.segments.split_first() else {
+                break;
+            };
+            let here = (segment.len - self.offset).min(len - done);
+            // SAFETY: `offset` is at most the segment's length.
+            copy(unsafe { segment.host.add(self.offset) }, done, here);
+            done += here;
+            self.offset += here;
+            if self.offset == segment.len {
+                self.segments = rest;
+                self.offset = 0;
+            }
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    /// Two mappings that adjoin, a hole, and a third.
+    fn memory() -> (Arc<GuestMemoryMmap>, Arc<GuestMemory>) {
+        let ranges = [(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)];
+        let ranges = ranges.map(|(addr, len)| (GuestAddress(addr), len));
+        let mapped = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        (mapped.clone(), Arc::new(GuestMemory::new(mapped)))
+    }
+
+    #[test]
+    fn places_may_span_mappings_that_adjoin_but_no_hole() {
+        let (mapped, memory) = memory();
+        let mut list = Scatter::new(memory, 4);
+        list.push(0x1ff0, 0x20).unwrap();
+        list.push(0x8000, 4).unwrap();
+        assert_eq!(list.len(), 0x24);
+        let bytes: Vec<u8> = (0..0x24).collect();
+        assert_eq!(list.cursor().write(&bytes), 0x24);
+        let mut back = [0; 0x24];
+        mapped
+            .read_slice(&mut back[..0x20], GuestAddress(0x1ff0))
+            .unwrap();
+        mapped
+            .read_slice(&mut back[0x20..], GuestAddress(0x8000))
+            .unwrap();
+        assert_eq!(back[..], bytes[..]);
+        let mut back = [0; 0x30];
+        assert_eq!(list.cursor().read(&mut back), 0x24);
+        assert_eq!(back[..0x24], bytes[..]);
+        assert_eq!(list.push(0x2ff0, 0x20), Err(Fault::AddressOutOfRange));
+        assert_eq!(list.push(0x0, 1), Err(Fault::AddressOutOfRange));
+        assert_eq!(list.push(u64::MAX, 2), Err(Fault::AddressWraps));
+    }
+
+    #[test]
+    fn a_range_must_lie_in_one_mapping_to_be_found() {
+        let (mapped, memory) = memory();
+        assert!(memory.find(0x1000, 0x1000).is_some());
+        assert!(memory.find(0x1000, 0x1001).is_none());
+        assert!(memory.find(0x8fff, 1).is_some() && memory.find(0x9000, 1).is_none());
+        mapped
+            .write_slice(&[1, 2, 3], GuestAddress(0x8ffd))
+            .unwrap();
+        assert_eq!(memory.read::<3>(0x8ffd), Some([1, 2, 3]));
+        assert_eq!(memory.read::<4>(0x8ffd), None);
+    }
+}

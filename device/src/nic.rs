@@ -1,0 +1,120 @@
+//! One card: the model and its virtio-net face together.
+//!
+//! Whoever owns a [`Nic`] moves frames between it and a wire, calls [`Nic::poll`] until nothing is left to do, and
+//! before it sleeps [`Nic::idle`], which asks the driver for kicks. There is no clock, no thread and no
+//! file descriptor in here.
+
+use nic_model::filter::MacAddress;
+use nic_model::frame::Frame;
+use nic_model::host::QueueIndex;
+use nic_model::port::{Port, PortConfig, PortStatus};
+use nic_model::time::Nanos;
+use serde::Serialize;
+
+use crate::control::{self, ControlCounters};
+use crate::features::Features;
+use crate::ring::BadRing;
+use crate::virtio_net::{QueueCounters, VirtioNet};
+
+/// A card.
+#[derive(Debug)]
+pub struct Nic {
+    /// The hardware.
+    pub port: Port,
+    /// What the driver sees of it.
+    pub device: VirtioNet,
+    control: ControlCounters,
+    /// The address that the card comes up with.
+    address: MacAddress,
+}
+
+/// What a card has done and where it stands, at one instant.
+#[derive(Clone, Debug, Serialize)]
+pub struct NicStatus {
+    /// The port.
+    pub port: PortStatus,
+    /// Features that the driver accepted.
+    pub features: String,
+    /// Virtqueues by number: rx0, tx0, and so on, then the control queue.
+    pub queues: Vec<QueueCounters>,
+    /// Commands on the control queue.
+    pub control: ControlCounters,
+}
+
+impl Nic {
+    /// A card whose driver is offered `features`.
+    #[must_use]
+    pub fn new(config: &PortConfig, features: Features) -> Self {
+        Nic {
+            port: Port::new(config),
+            device: VirtioNet::new(config.queue_pairs.max(1), features),
+            control: ControlCounters::default(),
+            address: config.mac,
+        }
+    }
+
+    /// One round: frames from the wire in `rx` go towards the driver, the driver's packets are appended to
+    /// `tx`, its commands are done. Returns whether there was anything to do.
+    #[inline]
+    pub fn poll(&mut self, now: Nanos, rx: &mut Vec<Frame>, tx: &mut Vec<Frame>) -> bool {
+        let received = self.port.receive(now, rx, &mut self.device);
+        let sent = self.port.transmit(now, tx, &mut self.device);
+        let commanded = control::poll(&mut self.device, &mut self.port, &mut self.control);
+        received | sent | commanded
+    }
+
+    /// Asks the driver to kick where something may come that is waited for: commands always, packets unless
+    /// the line is too busy for them, buffers only while frames wait for them. Returns true if something has come already.
+    pub fn idle(&mut self, now: Nanos) -> bool {
+        let mut ready = false;
+        let tx_wanted = !self.port.tx_paused();
+        for pair in 0..self.port.queue_pairs() {
+            let rx = 2 * usize::from(pair);
+            let starved = self.port.starved(now, QueueIndex(pair));
+            ready |= self.device.want_kicks(rx, starved);
+            ready |= self.device.want_kicks(rx + 1, tx_wanted);
+        }
+        if let Some(control) = self.device.control_queue() {
+            ready |= self.device.want_kicks(control, true);
+        }
+        ready
+    }
+
+    /// Tells the driver not to kick: its queues are looked at anyway.
+    pub fn busy(&mut self) {
+        for index in 0..self.device.queues() {
+            self.device.want_kicks(index, false);
+        }
+    }
+
+    /// Takes the features that the driver accepted. The address filter works if the driver can set it up;
+    /// otherwise whoever does that filters for the card, and all frames pass.
+    ///
+    /// # Errors
+    /// A ring that runs is not in guest memory as these features need it.
+    pub fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
+        self.port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
+        self.device.set_features(acked)
+    }
+
+    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address. Counters and the
+    /// link stay.
+    pub fn reset(&mut self) {
+        self.device.reset();
+        self.port.filter = nic_model::filter::Filter::new(self.address);
+    }
+
+    /// The card's state and counts.
+    #[must_use]
+    pub fn status(&self) -> NicStatus {
+        NicStatus {
+            port: self.port.status(),
+            features: self.device.acked().to_string(),
+            queues: self.device.counters(),
+            control: self.control,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! Receive DMA: frames go from the FIFO into the buffers that the driver posted (VIRTIO 1.3, 5.1.6.3).
+//!
+//! Each frame goes behind its header into one chain of buffers, or with MRG_RXBUF into as many as it takes.
+//! A frame for which there are not enough stays where it is.
+
+use nic_model::counters::{Drop, Drops};
+use nic_model::frame::Frame;
+use zerocopy::IntoBytes;
+
+use crate::features::Features;
+use crate::header::{MAX_HEADER, NetHeader};
+use crate::ring::{Fault, Ring};
+use crate::virtio_net::Virtqueue;
+
+/// What became of a frame.
+enum Outcome {
+    Delivered,
+    TooSmall,
+    NoBuffers,
+}
+
+/// Delivers the first of `frames`; returns how many were dealt with.
+///
+/// # Errors
+/// The driver broke the ring. What was delivered before is published.
+pub(crate) fn deliver(
+    queue: &mut Virtqueue,
+    features: Features,
+    frames: &[Frame],
+    drops: &mut Drops,
+) -> (usize, Result<(), Fault>) {
+    let mut taken = 0;
+    let result = deliver_all(queue, features, frames, drops, &mut taken);
+    queue.ring.publish();
+    (taken, result)
+}
+
+#[inline]
+fn deliver_all(
+    queue: &mut Virtqueue,
+    features: Features,
+    frames: &[Frame],
+    drops: &mut Drops,
+    taken: &mut usize,
+) -> Result<(), Fault> {
+    if queue.ring.begin()? == 0 {
+        return Ok(());
+    }
+    for frame in frames {
+        let start = queue.ring.position();
+        let outcome = deliver_one(queue, features, frame).inspect_err(|_| queue.ring.rewind(start));
+        match outcome? {
+            Outcome::Delivered => {
+                queue.counters.packets += 1;
+                queue.counters.bytes += frame.len() as u64;
+            }
+            Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
+            Outcome::NoBuffers => break,
+        }
+        *taken += 1;
+    }
+    Ok(())
+}
+
+/// Delivers `frame` if there are buffers for it.
+#[inline]
+fn deliver_one(queue: &mut Virtqueue, features: Features, frame: &Frame) -> Result<Outcome, Fault> {
+    let needed = (features.header_len() + frame.len()) as u64;
+    let start = queue.ring.position();
+    queue.readable.clear();
+    queue.writable.clear();
+    let Some((id, room)) = fetch(queue)? else {
+        return Ok(Outcome::NoBuffers);
+    };
+    if room >= needed {
+        write(queue, features, frame, 1);
+        queue.ring.complete(id, needed as u32);
+        return Ok(Outcome::Delivered);
+    }
+    queue.chains.clear();
+    queue.chains.push((id, room));
+    merge(queue, features, frame, start)
+}
+
+/// Delivers `frame` into as many chains as it takes; the first is in `queue.chains`, taken at `start`.
+#[cold]
+fn merge(
+    queue: &mut Virtqueue,
+    features: Features,
+    frame: &Frame,
+    start: u16,
+) -> Result<Outcome, Fault> {
+    let mut left = (features.header_len() + frame.len()) as u64;
+    while queue.writable.len() < left {
+        let whole_ring = queue.chains.len() == usize::from(queue.ring.size());
+        if !features.contains(Features::MRG_RXBUF) || whole_ring {
+            // All the same the buffers go back to the driver, with nothing in them.
+            for &(id, _) in &queue.chains {
+                queue.ring.complete(id, 0);
+            }
+            return Ok(Outcome::TooSmall);
+        }
+        let Some(chain) = fetch(queue)? else {
+            queue.ring.rewind(start);
+            return Ok(Outcome::NoBuffers);
+        };
+        queue.chains.push(chain);
+    }
+    write(queue, features, frame, queue.chains.len() as u16);
+    for &(id, room) in &queue.chains {
+        let here = left.min(room);
+        left -= here;
+        queue.ring.complete(id, here as u32);
+    }
+    Ok(Outcome::Delivered)
+}
+
+/// Takes the next chain: its identifier, and the octets that were added to `queue.writable`.
+#[inline]
+fn fetch(queue: &mut Virtqueue) -> Result<Option<(u16, u64)>, Fault> {
+    let before = queue.writable.len();
+    let (readable, writable) = (&mut queue.readable, &mut queue.writable);
+    let Some(id) = queue.ring.fetch(readable, writable)? else {
+        return Ok(None);
+    };
+    let room = queue.writable.len() - before;
+    // Readable descriptors, too, are none that a driver posts here. Each octet of a frame could cost a walk
+    // over as many of them as the ring is long.
+    if room == 0 || !queue.readable.is_empty() {
+        return Err(Fault::NotWritable);
+    }
+    Ok(Some((id, room)))
+}
+
+/// Writes header and frame into `queue.writable`.
+#[inline]
+fn write(queue: &Virtqueue, features: Features, frame: &Frame, num_buffers: u16) {
+    let header = NetHeader::received(frame.checksum, num_buffers, features);
+    let mut cursor = queue.writable.cursor();
+    match features.header_len() {
+        // Most drivers' length, as a constant: the copy is two moves.
+        MAX_HEADER => cursor.write(header.as_bytes()),
+        len => cursor.write(&header.as_bytes()[..len]),
+    };
+    cursor.write(frame.bytes());
+}

@@ -1,0 +1,414 @@
+//! The split virtqueue (VIRTIO 1.3, 2.7).
+//!
+//! Three parts in guest memory: the descriptor table and the available ring are the driver's, the used ring is
+//! the device's. They are mapped once, when the ring is set up; from then on a burst costs one load of the
+//! available index, one copy of each descriptor, and one store of the used index.
+
+use std::num::Wrapping;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use virtio_bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
+};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::features::Features;
+use crate::memory::{GuestMemory, Scatter, read_once};
+use crate::ring::{BadRing, Fault, Ring};
+
+/// Where a ring is and where it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Descriptors: a power of two.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub available: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+}
+
+/// `struct virtq_desc`, copied out of guest memory.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(C)]
+struct Descriptor {
+    addr: U64,
+    len: U32,
+    flags: U16,
+    next: U16,
+}
+
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// Words of 16 bits before the available ring's entries: flags and index; likewise in the used ring.
+const RING_HEADER: usize = 2;
+/// Octets of `struct virtq_used_elem`.
+const USED_ELEMENT: usize = 8;
+
+/// A split virtqueue in guest memory.
+#[derive(Debug)]
+pub struct SplitRing {
+    memory: Arc<GuestMemory>,
+    descriptors: NonNull<u8>,
+    available: NonNull<u16>,
+    used: NonNull<u16>,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The next entry of the available ring to take, and how far the driver has filled it.
+    next_available: Wrapping<u16>,
+    available_index: Wrapping<u16>,
+    /// The next entry of the used ring to fill, how far the driver has been shown it, and how far it had
+    /// been when an interrupt was last considered.
+    next_used: Wrapping<u16>,
+    published: Wrapping<u16>,
+    signalled: Wrapping<u16>,
+    kicks_disabled: bool,
+    /// What is available was not enough: only more of it is worth a kick.
+    short: bool,
+}
+
+// SAFETY: the pointers lie in `memory`, which may be used from any thread.
+unsafe impl Send for SplitRing {}
+
+impl SplitRing {
+    /// The ring at `layout`, going on where its used index stands.
+    ///
+    /// The used index is trusted more than a base that a front-end gives: all chains that this device takes it
+    /// also completes before it stops, so the two differ only if the front-end is wrong about it, and then
+    /// buffers that a driver had posted would be lost.
+    ///
+    /// # Errors
+    /// The layout is not one of a ring in `memory`.
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        layout: &Layout,
+        features: Features,
+    ) -> Result<Self, BadRing> {
+        let Layout {
+            size,
+            descriptors,
+            available,
+            used,
+        } = *layout;
+        if !size.is_power_of_two() {
+            return Err(BadRing::Size(size));
+        }
+        let entries = u64::from(size);
+        let event = if features.contains(Features::EVENT_IDX) {
+            2
+        } else {
+            0
+        };
+        let part = |part, addr: u64, len, align| {
+            if !addr.is_multiple_of(align) {
+                return Err(BadRing::Misaligned { part, addr, align });
+            }
+            let host = memory
+                .find(addr, len)
+                .ok_or(BadRing::Unmapped { part, addr, len })?;
+            // A mapping may begin at any guest address, so that the one alignment does not imply the other.
+            if !(host.addr().get() as u64).is_multiple_of(align) {
+                return Err(BadRing::Misaligned { part, addr, align });
+            }
+            Ok(host)
+        };
+        let descriptors = part(
+            "descriptor table",
+            descriptors,
+            DESCRIPTOR as u64 * entries,
+            16,
+        )?;
+        let available = part("available ring", available, 4 + 2 * entries + event, 2)?;
+        let used = part(
+            "used ring",
+            used,
+            4 + USED_ELEMENT as u64 * entries + event,
+            4,
+        )?;
+        let mut ring = SplitRing {
+            descriptors,
+            available: available.cast(),
+            used: used.cast(),
+            memory,
+            size,
+            event_idx: features.contains(Features::EVENT_IDX),
+            indirect: features.contains(Features::INDIRECT_DESC),
+            next_available: Wrapping(0),
+            available_index: Wrapping(0),
+            next_used: Wrapping(0),
+            published: Wrapping(0),
+            signalled: Wrapping(0),
+            kicks_disabled: false,
+            short: false,
+        };
+        // Whoever served the ring before may have stopped while it wanted no kicks.
+        let flags = u16::from_le(ring.used_word(0).load(Ordering::Relaxed));
+        ring.kicks_disabled = u32::from(flags) & VRING_USED_F_NO_NOTIFY != 0;
+        let index = Wrapping(ring.used_word(1).load(Ordering::Relaxed).to_le());
+        ring.next_available = index;
+        ring.available_index = index;
+        ring.next_used = index;
+        ring.published = index;
+        ring.signalled = index;
+        Ok(ring)
+    }
+
+    /// Word `at` of the available ring: flags, index, entries, used_event.
+    #[inline]
+    fn available_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < RING_HEADER + usize::from(self.size) + usize::from(self.event_idx));
+        // SAFETY: `new` made sure that the ring with all its words is mapped and aligned, and `memory` keeps it
+        // mapped. The driver shares it with us, which an atomic allows.
+        unsafe { AtomicU16::from_ptr(self.available.add(at).as_ptr()) }
+    }
+
+    /// Word `at` of the used ring: flags, index, entries of four words, avail_event.
+    #[inline]
+    fn used_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < RING_HEADER + 4 * usize::from(self.size) + usize::from(self.event_idx));
+        // SAFETY: as in `available_word`.
+        unsafe { AtomicU16::from_ptr(self.used.add(at).as_ptr()) }
+    }
+
+    /// The used ring's avail_event: the available index at which a kick is wanted.
+    #[inline]
+    fn avail_event(&self) -> &AtomicU16 {
+        self.used_word(RING_HEADER + 4 * usize::from(self.size))
+    }
+
+    /// The place of a free-running index in the ring.
+    #[inline]
+    fn slot(&self, index: Wrapping<u16>) -> usize {
+        usize::from(index.0 & (self.size - 1))
+    }
+
+    /// A private copy of descriptor `index` of the ring's own table.
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        debug_assert!(index < self.size);
+        let words = self.descriptors.cast::<[u64; 2]>();
+        // SAFETY: `new` made sure that the table is mapped and aligned; `index` is within it.
+        let words = unsafe { words.add(usize::from(index)).read_volatile() };
+        zerocopy::transmute!(words)
+    }
+
+    /// Takes the chain that starts at `head`; most have one descriptor.
+    #[inline]
+    fn take(&self, head: u16, readable: &mut Scatter, writable: &mut Scatter) -> Result<(), Fault> {
+        let descriptor = self.descriptor(head);
+        let (flags, len) = (descriptor.flags.get(), descriptor.len.get());
+        if flags & (NEXT | INDIRECT) != 0 || len == 0 {
+            return self.walk(head, descriptor, readable, writable);
+        }
+        let list = if flags & WRITE == 0 {
+            readable
+        } else {
+            writable
+        };
+        list.push(descriptor.addr.get(), len)
+    }
+
+    /// Walks the chain that starts at `head`, whose first descriptor has been copied already.
+    fn walk(
+        &self,
+        head: u16,
+        first: Descriptor,
+        readable: &mut Scatter,
+        writable: &mut Scatter,
+    ) -> Result<(), Fault> {
+        let mut first = Some(first);
+        let mut index = head;
+        // The indirect table that the walk is in: its guest address.
+        let mut indirect: Option<u64> = None;
+        let mut entries = u32::from(self.size);
+        let mut seen_writable = false;
+        let (read_before, written_before) = (readable.len(), writable.len());
+        // One step more than the ring has descriptors: the one that refers to an indirect table does not count.
+        for _ in 0..=self.size {
+            let descriptor = match (first.take(), indirect) {
+                (Some(first), _) => first,
+                (None, None) => self.descriptor(index),
+                (None, Some(table)) => {
+                    let addr = table
+                        .checked_add((DESCRIPTOR * usize::from(index)) as u64)
+                        .ok_or(Fault::AddressWraps)?;
+                    let bytes: [u8; DESCRIPTOR] =
+                        self.memory.read(addr).ok_or(Fault::AddressOutOfRange)?;
+                    zerocopy::transmute!(bytes)
+                }
+            };
+            let (flags, len) = (descriptor.flags.get(), descriptor.len.get());
+            if flags & INDIRECT != 0 {
+                if !self.indirect {
+                    return Err(Fault::IndirectNotNegotiated);
+                }
+                if indirect.is_some() {
+                    return Err(Fault::IndirectNested);
+                }
+                if flags & NEXT != 0 {
+                    return Err(Fault::IndirectWithNext);
+                }
+                if len == 0 || !(len as usize).is_multiple_of(DESCRIPTOR) {
+                    return Err(Fault::IndirectLength);
+                }
+                indirect = Some(descriptor.addr.get());
+                entries = len / DESCRIPTOR as u32;
+                index = 0;
+                continue;
+            }
+            if len == 0 {
+                return Err(Fault::ZeroLength);
+            }
+            if flags & WRITE != 0 {
+                seen_writable = true;
+                writable.push(descriptor.addr.get(), len)?;
+            } else if seen_writable {
+                return Err(Fault::ReadableAfterWritable);
+            } else {
+                readable.push(descriptor.addr.get(), len)?;
+            }
+            if flags & NEXT == 0 {
+                let total = readable.len() - read_before + writable.len() - written_before;
+                if total > 1 << 32 {
+                    return Err(Fault::ChainTooBig);
+                }
+                return Ok(());
+            }
+            index = descriptor.next.get();
+            if u32::from(index) >= entries {
+                return Err(Fault::NextOutOfRange);
+            }
+        }
+        Err(Fault::ChainTooLong)
+    }
+}
+
+impl Ring for SplitRing {
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline]
+    fn begin(&mut self) -> Result<u16, Fault> {
+        let index = Wrapping(u16::from_le(self.available_word(1).load(Ordering::Acquire)));
+        let available = (index - self.next_available).0;
+        if available > self.size {
+            return Err(Fault::IndexJump);
+        }
+        self.available_index = index;
+        Ok(available)
+    }
+
+    #[inline]
+    fn fetch(
+        &mut self,
+        readable: &mut Scatter,
+        writable: &mut Scatter,
+    ) -> Result<Option<u16>, Fault> {
+        if self.next_available == self.available_index {
+            return Ok(None);
+        }
+        let slot = RING_HEADER + self.slot(self.next_available);
+        let head = u16::from_le(self.available_word(slot).load(Ordering::Relaxed));
+        if head >= self.size {
+            return Err(Fault::HeadOutOfRange);
+        }
+        self.take(head, readable, writable)?;
+        self.next_available += 1;
+        self.short = false;
+        Ok(Some(head))
+    }
+
+    #[inline]
+    fn position(&self) -> u16 {
+        self.next_available.0
+    }
+
+    #[inline]
+    fn rewind(&mut self, position: u16) {
+        self.next_available = Wrapping(position);
+        self.short = true;
+    }
+
+    #[inline]
+    fn complete(&mut self, id: u16, len: u32) {
+        let slot = RING_HEADER + 4 * self.slot(self.next_used);
+        debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.size));
+        // SAFETY: `new` made sure that the used ring is mapped and aligned to 4; `slot` is an entry of it.
+        // The driver does not look at it before `publish`.
+        unsafe {
+            let element = self.used.add(slot).cast::<u32>();
+            element.write_volatile(u32::from(id).to_le());
+            element.add(1).write_volatile(len.to_le());
+        }
+        self.next_used += 1;
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.published != self.next_used {
+            self.published = self.next_used;
+            self.used_word(1)
+                .store(self.next_used.0.to_le(), Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn needs_interrupt(&mut self) -> bool {
+        if self.published == self.signalled {
+            return false;
+        }
+        // The driver must see the used index before we look whether it wants to hear of it.
+        fence(Ordering::SeqCst);
+        let (new, old) = (self.published, self.signalled);
+        self.signalled = new;
+        if self.event_idx {
+            let at = RING_HEADER + usize::from(self.size);
+            let event = Wrapping(u16::from_le(
+                self.available_word(at).load(Ordering::Relaxed),
+            ));
+            new - event - Wrapping(1) < new - old
+        } else {
+            let flags = u16::from_le(self.available_word(0).load(Ordering::Relaxed));
+            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let known = if self.short {
+            self.available_index
+        } else {
+            self.next_available
+        };
+        if self.event_idx {
+            self.avail_event().store(known.0.to_le(), Ordering::Relaxed);
+        } else if self.kicks_disabled {
+            self.used_word(0).store(0, Ordering::Relaxed);
+        }
+        self.kicks_disabled = false;
+        fence(Ordering::SeqCst);
+        let index = u16::from_le(self.available_word(1).load(Ordering::Acquire));
+        index != known.0
+    }
+
+    fn disable_kicks(&mut self) {
+        // With event_idx there is nothing to do: the index at which a kick was wanted lies behind.
+        if !self.event_idx && !self.kicks_disabled {
+            let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
+            self.used_word(0).store(flags, Ordering::Relaxed);
+        }
+        self.kicks_disabled = true;
+    }
+}
+
+#[cfg(test)]
+mod tests;

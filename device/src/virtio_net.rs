@@ -1,0 +1,417 @@
+//! The virtio-net device: its virtqueues behind the model's [`Host`].
+//!
+//! Virtqueues are numbered as in VIRTIO 1.3, 5.1.2: receive and transmit of each pair in turn, then the
+//! control queue. Each may be set up, stopped and set up again at any time, on its own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use log::{info, warn};
+use nic_model::counters::Drops;
+use nic_model::frame::{Frame, Pool};
+use nic_model::host::{Direction, Host, QueueIndex};
+use serde::Serialize;
+
+use crate::features::Features;
+use crate::interrupt::Interrupt;
+use crate::memory::{GuestMemory, Scatter};
+use crate::ring::{BadRing, Fault, Ring};
+use crate::split::{Layout, SplitRing};
+use crate::{rx, tx};
+
+/// Counts of one virtqueue; they go on when the queue is set up again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QueueCounters {
+    /// Packets moved.
+    pub packets: u64,
+    /// Octets of those, without headers and check sequences.
+    pub bytes: u64,
+    /// Times that the driver kicked.
+    pub kicks: u64,
+    /// Interrupts raised.
+    pub interrupts_sent: u64,
+    /// Interrupts not raised, since the driver asked not to be.
+    pub interrupts_suppressed: u64,
+    /// Interrupts that could not be raised: the front-end's call descriptor is broken.
+    pub interrupts_failed: u64,
+    /// Times that the driver broke the ring, and the queue stopped.
+    pub faults: u64,
+    /// What it did the last time.
+    pub last_fault: Option<String>,
+}
+
+/// A virtqueue that is set up.
+pub(crate) struct Virtqueue {
+    pub(crate) ring: SplitRing,
+    /// The chain at hand: what the device may read, and what it may write.
+    pub(crate) readable: Scatter,
+    pub(crate) writable: Scatter,
+    /// Chains that one received packet spans: identifier and octets.
+    pub(crate) chains: Vec<(u16, u64)>,
+    /// Whether the front-end lets packets pass.
+    pub(crate) enabled: bool,
+    pub(crate) counters: QueueCounters,
+    /// Whether the driver broke the ring.
+    broken: bool,
+    layout: Layout,
+    interrupt: Option<Box<dyn Interrupt>>,
+    error: Option<Box<dyn Interrupt>>,
+}
+
+impl fmt::Debug for Virtqueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Virtqueue")
+            .field("layout", &self.layout)
+            .field("enabled", &self.enabled)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Virtqueue {
+    fn raise(&mut self) {
+        if !self.ring.needs_interrupt() {
+            self.counters.interrupts_suppressed += 1;
+            return;
+        }
+        match self.interrupt.as_mut().map(|line| line.raise()) {
+            Some(Ok(())) => self.counters.interrupts_sent += 1,
+            Some(Err(_)) => self.counters.interrupts_failed += 1,
+            None => self.counters.interrupts_suppressed += 1,
+        }
+    }
+
+    /// Stops the queue: the driver broke it.
+    fn stop(&mut self, index: usize, fault: Fault) {
+        warn!("queue {index} stopped, the driver broke it: {fault}");
+        self.broken = true;
+        self.counters.faults += 1;
+        self.counters.last_fault = Some(fault.name());
+        if let Some(error) = &mut self.error {
+            // Nobody else is there to be told.
+            let _ = error.raise();
+        }
+    }
+
+    /// Whether packets may pass.
+    fn runs(&self) -> bool {
+        self.enabled && !self.broken
+    }
+}
+
+/// What it takes to set a virtqueue up.
+#[derive(Default)]
+pub struct QueueSetup {
+    /// Where its ring is.
+    pub layout: Layout,
+    /// Whether packets may pass.
+    pub enabled: bool,
+    /// Interrupts the driver; without one, the driver polls.
+    pub interrupt: Option<Box<dyn Interrupt>>,
+    /// Tells the front-end that the driver broke the ring.
+    pub error: Option<Box<dyn Interrupt>>,
+}
+
+/// The device with its virtqueues.
+#[derive(Debug)]
+pub struct VirtioNet {
+    queue_pairs: u16,
+    offered: Features,
+    acked: Features,
+    memory: Option<Arc<GuestMemory>>,
+    queues: Vec<Option<Virtqueue>>,
+    /// The counters of queues that are not set up.
+    counters: Vec<QueueCounters>,
+}
+
+impl VirtioNet {
+    /// A device of `queue_pairs` pairs and a control queue that offers `offered`.
+    #[must_use]
+    pub fn new(queue_pairs: u16, offered: Features) -> Self {
+        let queues = 2 * usize::from(queue_pairs) + 1;
+        VirtioNet {
+            queue_pairs,
+            offered,
+            acked: Features::empty(),
+            memory: None,
+            queues: (0..queues).map(|_| None).collect(),
+            counters: vec![QueueCounters::default(); queues],
+        }
+    }
+
+    /// What the device can do.
+    #[must_use]
+    pub fn offered(&self) -> Features {
+        self.offered
+    }
+
+    /// What the driver accepted.
+    #[must_use]
+    pub fn acked(&self) -> Features {
+        self.acked
+    }
+
+    /// Virtqueues, the control queue included.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The virtqueue that the driver uses for control, if it accepted one: behind all pairs with MQ, behind
+    /// the first without (VIRTIO 1.3, 5.1.2).
+    #[must_use]
+    pub fn control_queue(&self) -> Option<usize> {
+        if !self.acked.contains(Features::CTRL_VQ) {
+            None
+        } else if self.acked.contains(Features::MQ) {
+            Some(2 * usize::from(self.queue_pairs))
+        } else {
+            Some(2)
+        }
+    }
+
+    /// Takes what the driver accepted. Queues that run are set up again with it; what they hold stays.
+    ///
+    /// # Errors
+    /// A ring is not in guest memory any more as the new features need it; that queue is gone.
+    pub(crate) fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
+        self.acked = acked;
+        self.rebuild()
+    }
+
+    /// Replaces the guest's memory. Queues that run go on in the new one.
+    ///
+    /// # Errors
+    /// A ring is not in the new memory; that queue is gone.
+    pub fn set_memory(&mut self, memory: Option<Arc<GuestMemory>>) -> Result<(), BadRing> {
+        self.memory = memory;
+        self.rebuild()
+    }
+
+    fn rebuild(&mut self) -> Result<(), BadRing> {
+        let mut result = Ok(());
+        for index in 0..self.queues.len() {
+            if let Some(queue) = self.take(index) {
+                let setup = QueueSetup {
+                    layout: queue.layout,
+                    enabled: queue.enabled,
+                    interrupt: queue.interrupt,
+                    error: queue.error,
+                };
+                let rebuilt = self.set_up(index, setup);
+                if let (Ok(()), true) = (&rebuilt, queue.broken) {
+                    // A new mapping does not mend what the driver did.
+                    self.each(index, |queue| queue.broken = true);
+                }
+                result = result.and(rebuilt);
+            }
+        }
+        result
+    }
+
+    /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
+    /// while nobody served the queue.
+    ///
+    /// # Errors
+    /// The ring is not in guest memory.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    pub fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
+        self.take(index);
+        let layout = setup.layout;
+        let memory = self.memory.clone().ok_or(BadRing::Unmapped {
+            part: "descriptor table",
+            addr: layout.descriptors,
+            len: 16 * u64::from(layout.size),
+        })?;
+        let ring = SplitRing::new(memory.clone(), &layout, self.acked)?;
+        let size = usize::from(ring.size());
+        info!(
+            "queue {index} set up: {size} descriptors, from {}",
+            ring.position()
+        );
+        let mut queue = Virtqueue {
+            ring,
+            readable: Scatter::new(memory.clone(), size),
+            writable: Scatter::new(memory, size),
+            chains: Vec::with_capacity(size),
+            enabled: setup.enabled,
+            counters: std::mem::take(&mut self.counters[index]),
+            broken: false,
+            layout,
+            interrupt: setup.interrupt,
+            error: setup.error,
+        };
+        if let Some(line) = &mut queue.interrupt {
+            // If it is broken, the first packet's interrupt will count it.
+            let _ = line.raise();
+        }
+        self.queues[index] = Some(queue);
+        Ok(())
+    }
+
+    fn take(&mut self, index: usize) -> Option<Virtqueue> {
+        let mut queue = self.queues[index].take()?;
+        self.counters[index] = std::mem::take(&mut queue.counters);
+        Some(queue)
+    }
+
+    /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
+    /// that it would have taken.
+    pub fn tear_down(&mut self, index: usize) -> Option<u16> {
+        let queue = self.take(index)?;
+        let next = queue.ring.position();
+        info!("queue {index} stopped at {next}");
+        Some(next)
+    }
+
+    /// The index of the next chain that virtqueue `index` takes, if it is set up.
+    #[must_use]
+    pub fn position(&self, index: usize) -> Option<u16> {
+        Some(self.queues.get(index)?.as_ref()?.ring.position())
+    }
+
+    /// Lets packets pass on virtqueue `index`, or not.
+    pub fn enable(&mut self, index: usize, enabled: bool) {
+        self.each(index, |queue| queue.enabled = enabled);
+    }
+
+    /// Replaces the interrupt of virtqueue `index`, and raises it once.
+    pub fn set_interrupt(&mut self, index: usize, interrupt: Option<Box<dyn Interrupt>>) {
+        self.each(index, |queue| {
+            queue.interrupt = interrupt;
+            if let Some(line) = &mut queue.interrupt {
+                let _ = line.raise();
+            }
+        });
+    }
+
+    /// Counts a kick of virtqueue `index`.
+    pub fn count_kick(&mut self, index: usize) {
+        self.each(index, |queue| queue.counters.kicks += 1);
+    }
+
+    /// Stops all virtqueues and forgets what the driver accepted.
+    pub fn reset(&mut self) {
+        for index in 0..self.queues.len() {
+            self.tear_down(index);
+        }
+        self.acked = Features::empty();
+    }
+
+    /// Whether any virtqueue is set up.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        self.queues.iter().any(Option::is_some)
+    }
+
+    fn each(&mut self, index: usize, change: impl FnOnce(&mut Virtqueue)) {
+        if let Some(Some(queue)) = self.queues.get_mut(index) {
+            change(queue);
+        }
+    }
+
+    /// Virtqueue `index` if its ring may be used.
+    #[inline]
+    pub(crate) fn sound(&mut self, index: usize) -> Option<&mut Virtqueue> {
+        self.queues
+            .get_mut(index)?
+            .as_mut()
+            .filter(|queue| !queue.broken)
+    }
+
+    /// Stops virtqueue `index` if `result` says that the driver broke it.
+    #[inline]
+    pub(crate) fn judge(&mut self, index: usize, result: Result<(), Fault>) {
+        if let Err(fault) = result {
+            self.each(index, |queue| queue.stop(index, fault));
+        }
+    }
+
+    /// Interrupts the driver of virtqueue `index` unless it asked not to be.
+    #[inline]
+    pub(crate) fn raise(&mut self, index: usize) {
+        self.each(index, Virtqueue::raise);
+    }
+
+    /// Tells the driver of virtqueue `index` whether to kick. Returns true if there is something to do already.
+    pub(crate) fn want_kicks(&mut self, index: usize, wanted: bool) -> bool {
+        let Some(queue) = self.sound(index) else {
+            return false;
+        };
+        if wanted {
+            queue.ring.enable_kicks()
+        } else {
+            queue.ring.disable_kicks();
+            false
+        }
+    }
+
+    /// Each virtqueue's counts.
+    #[must_use]
+    pub fn counters(&self) -> Vec<QueueCounters> {
+        let idle = self.counters.iter();
+        self.queues
+            .iter()
+            .zip(idle)
+            .map(|(queue, idle)| queue.as_ref().map_or(idle, |queue| &queue.counters).clone())
+            .collect()
+    }
+}
+
+/// The virtqueue of one half of a pair.
+#[inline]
+fn virtqueue(queue: QueueIndex, direction: Direction) -> usize {
+    2 * usize::from(queue.0) + usize::from(direction == Direction::Transmit)
+}
+
+impl Host for VirtioNet {
+    #[inline]
+    fn receives(&self, queue: QueueIndex) -> bool {
+        let index = virtqueue(queue, Direction::Receive);
+        matches!(&self.queues[index], Some(queue) if queue.runs())
+    }
+
+    fn deliver(&mut self, queue: QueueIndex, frames: &[Frame], drops: &mut Drops) -> usize {
+        let index = virtqueue(queue, Direction::Receive);
+        let features = self.acked;
+        let Some(queue) = self.sound(index) else {
+            return 0;
+        };
+        let (taken, result) = rx::deliver(queue, features, frames, drops);
+        self.judge(index, result);
+        taken
+    }
+
+    fn fetch_tx(
+        &mut self,
+        queue: QueueIndex,
+        budget: usize,
+        pool: &mut Pool,
+        frames: &mut Vec<Frame>,
+        drops: &mut Drops,
+    ) -> usize {
+        let index = virtqueue(queue, Direction::Transmit);
+        let features = self.acked;
+        let Some(queue) = self.sound(index) else {
+            return 0;
+        };
+        let (read, result) = tx::fetch(queue, features, budget, pool, frames, drops);
+        self.judge(index, result);
+        read
+    }
+
+    fn complete_tx(&mut self, queue: QueueIndex) {
+        self.each(virtqueue(queue, Direction::Transmit), |queue| {
+            queue.ring.publish();
+        });
+    }
+
+    fn interrupt(&mut self, queue: QueueIndex, direction: Direction) {
+        self.raise(virtqueue(queue, direction));
+    }
+}
+
+#[cfg(test)]
+mod tests;
