@@ -1,0 +1,87 @@
+//! A guest in Rust, to test any vhost-user-net backend with.
+//!
+//! It has guest memory in memfds, front-ends that speak vhost-user as QEMU, cloud-hypervisor,
+//! crosvm, DPDK and User-mode Linux do, and a virtio-net driver with rings of its own. It depends
+//! on no crate of this repository's NIC and shares no ring code with it, nor does it use
+//! `virtio-queue`: a bug would have to be made twice to go unseen. Names are Linux's.
+//!
+//! ```text
+//! virtio_net (VirtnetInfo: probe, start_xmit, poll, commands)
+//!     | rings and buffers            | features, config space, kicks, interrupts
+//!   ring (SplitQueue, RawRing)     transport (VhostUser, FrontEnd, or one of your own)
+//!     |                              | regions, eventfds
+//!   memory (GuestMemory, GuestSlice)
+//! ```
+//!
+//! # As a dev-dependency
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::time::Duration;
+//!
+//! use nic_guest::memory::GuestMemory;
+//! use nic_guest::transport::vhost_user::VhostUser;
+//! use nic_guest::virtio_net::header::VirtioNetHdr;
+//! use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = GuestMemory::new(64 << 20)?;
+//! let transport = VhostUser::connect(Path::new("/tmp/nic.sock"), memory)?;
+//! let mut nic = VirtnetInfo::probe(transport, &ProbeOptions::default())?;
+//!
+//! let mut frame = vec![0; 60];
+//! frame[..6].fill(0xff);
+//! frame[6..12].copy_from_slice(&nic.mac());
+//! nic.start_xmit(0, &frame, &VirtioNetHdr::default())?;
+//! nic.flush(0); // one kick for all that was sent
+//!
+//! nic.wait(Duration::from_secs(1));
+//! nic.poll(0, 64, |frame| println!("{} bytes, {:?}", frame.len(), frame.hdr))?;
+//! nic.remove()?; // resets the device
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same as another VMM would do it, and again after the backend was killed and restarted:
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use nic_guest::memory::GuestMemory;
+//! # use nic_guest::transport::front_end::{FrontEnd, FrontEndOptions};
+//! # use nic_guest::transport::persona::Persona;
+//! # use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A hole below 4 GiB, as on a PC.
+//! let memory = GuestMemory::builder().region(0, 32 << 20).region(1 << 32, 32 << 20).build()?;
+//! let path = Path::new("/tmp/nic.sock");
+//! let qemu = FrontEnd::connect(Persona::Qemu, path, memory, FrontEndOptions::default())?;
+//! let mut nic = VirtnetInfo::probe(qemu, &ProbeOptions::default())?;
+//! // ... the backend dies and comes back ...
+//! nic.transport.reattach()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Being hostile
+//!
+//! [`ring::raw::RawRing`] writes any descriptor, index or used element;
+//! [`transport::message::Connection`] sends any bytes with any descriptors, also one byte at a
+//! time; [`virtio_net::ProbeOptions::exact`] takes features that nobody offered. The driver in turn
+//! survives devices that lie: a ring whose used elements make no sense is given up
+//! ([`ring::RingFault`]), a frame whose header or length does is dropped and counted.
+//!
+//! # Limits
+//!
+//! Split rings only; no IOMMU, no in-order, no notification data. Nothing runs in the background: a
+//! config change is noticed when it is asked for.
+
+#![deny(unsafe_code)]
+
+mod allocator;
+#[allow(unsafe_code)]
+pub mod memory;
+#[cfg(test)]
+mod memory_tests;
+pub mod ring;
+pub mod transport;
+pub mod virtio_net;

@@ -1,0 +1,214 @@
+//! Virtqueues, driver side: what the split ring and its hostile twin share.
+//!
+//! This is the second implementation of the ring: it has no line in common with the device's, so
+//! that the two check each other. Layout and rules: virtio 1.3, 2.7.
+
+pub mod raw;
+pub mod split;
+#[cfg(test)]
+mod split_tests;
+
+use std::sync::Arc;
+
+use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
+
+/// The descriptor continues in the one named by `next`.
+pub const VIRTQ_DESC_F_NEXT: u16 = 1;
+/// The device writes this buffer; without the flag it reads it.
+pub const VIRTQ_DESC_F_WRITE: u16 = 2;
+/// The buffer holds a table of descriptors.
+pub const VIRTQ_DESC_F_INDIRECT: u16 = 4;
+/// In `avail.flags`: the driver wants no interrupt (ignored with EVENT_IDX).
+pub const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// In `used.flags`: the device wants no kick (ignored with EVENT_IDX).
+pub const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
+
+/// Bytes of a descriptor.
+pub const DESC_SIZE: usize = 16;
+
+/// A piece of a buffer, by guest-physical address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+impl Segment {
+    /// A piece of `len` bytes at `addr`.
+    #[must_use]
+    pub fn new(addr: u64, len: u32) -> Self {
+        Self { addr, len }
+    }
+}
+
+/// Where the three parts of a split ring lie, by guest-physical address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingLayout {
+    /// Descriptor table.
+    pub desc: u64,
+    /// Available ring ("driver area").
+    pub avail: u64,
+    /// Used ring ("device area").
+    pub used: u64,
+}
+
+impl RingLayout {
+    /// Bytes of the descriptor table.
+    #[must_use]
+    pub fn desc_len(size: u16) -> usize {
+        DESC_SIZE * usize::from(size)
+    }
+
+    /// Bytes of the available ring: flags, index, entries, `used_event`.
+    #[must_use]
+    pub fn avail_len(size: u16) -> usize {
+        6 + 2 * usize::from(size)
+    }
+
+    /// Bytes of the used ring: flags, index, elements, `avail_event`.
+    #[must_use]
+    pub fn used_len(size: u16) -> usize {
+        6 + 8 * usize::from(size)
+    }
+}
+
+/// The memory of a ring: three windows, zeroed when allocated.
+#[derive(Debug, Clone)]
+pub struct RingMemory {
+    /// Entries.
+    pub size: u16,
+    /// Descriptor table.
+    pub desc: GuestSlice,
+    /// Available ring.
+    pub avail: GuestSlice,
+    /// Used ring.
+    pub used: GuestSlice,
+}
+
+impl RingMemory {
+    /// Allocates a ring of `size` entries, the used ring on a page of its own.
+    ///
+    /// # Errors
+    /// When guest memory is full.
+    pub fn allocate(memory: &Arc<GuestMemory>, size: u16) -> Result<Self, MemoryError> {
+        let desc = memory.allocate(RingLayout::desc_len(size), PAGE_SIZE)?;
+        let avail = memory.allocate(RingLayout::avail_len(size), 64)?;
+        let used = memory.allocate(RingLayout::used_len(size), PAGE_SIZE)?;
+        let ring = Self {
+            size,
+            desc,
+            avail,
+            used,
+        };
+        ring.clear();
+        Ok(ring)
+    }
+
+    /// Takes the three parts where `layout` says, without touching them.
+    ///
+    /// # Errors
+    /// When a part is not in one region of guest memory.
+    pub fn at(
+        memory: &Arc<GuestMemory>,
+        size: u16,
+        layout: RingLayout,
+    ) -> Result<Self, MemoryError> {
+        Ok(Self {
+            size,
+            desc: memory.slice(layout.desc, RingLayout::desc_len(size))?,
+            avail: memory.slice(layout.avail, RingLayout::avail_len(size))?,
+            used: memory.slice(layout.used, RingLayout::used_len(size))?,
+        })
+    }
+
+    /// Guest addresses of the three parts.
+    #[must_use]
+    pub fn layout(&self) -> RingLayout {
+        RingLayout {
+            desc: self.desc.guest_addr(),
+            avail: self.avail.guest_addr(),
+            used: self.used.guest_addr(),
+        }
+    }
+
+    /// Zeroes all three parts.
+    pub fn clear(&self) {
+        for part in [&self.desc, &self.avail, &self.used] {
+            part.fill(0, part.len(), 0);
+        }
+    }
+
+    /// Gives the memory back; the device must no longer use it.
+    pub fn release(&self) {
+        for part in [&self.desc, &self.avail, &self.used] {
+            part.memory().release(part);
+        }
+    }
+}
+
+/// A buffer that the device has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// What the driver called the buffer when it added it.
+    pub token: u32,
+    /// Bytes the device says it wrote. Not to be trusted.
+    pub len: u32,
+    /// Bytes the device could write.
+    pub writable: u32,
+}
+
+/// Why a ring was given up: the device broke a rule that no driver can go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RingFault {
+    /// `used.idx` is ahead of what was made available, or went backwards.
+    #[error("used index moved from {from} to {to} with {outstanding} buffers outstanding")]
+    UsedIndex {
+        /// Index up to which buffers were taken.
+        from: u16,
+        /// Index read now.
+        to: u16,
+        /// Buffers the device had.
+        outstanding: u16,
+    },
+    /// A used id is not a descriptor of this ring.
+    #[error("used id {id} out of range for a ring of {size}")]
+    UsedId {
+        /// What the device wrote.
+        id: u32,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A used id is not the head of a buffer that the device has.
+    #[error("used id {id} is not a head in flight")]
+    NotInFlight {
+        /// What the device wrote.
+        id: u32,
+    },
+}
+
+/// Why a buffer was not added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    /// Too few free descriptors: try again after completions.
+    #[error("ring full")]
+    Full,
+    /// A buffer must have at least one piece.
+    #[error("a buffer without pieces")]
+    Empty,
+    /// More pieces than the ring has entries.
+    #[error("{0} pieces do not fit into this ring at all")]
+    TooLong(usize),
+    /// The ring was given up.
+    #[error("ring broken: {0}")]
+    Broken(#[from] RingFault),
+}
+
+/// Whether moving an index from `old` to `new` passes `event` (virtio 1.3, 2.7.7.2; all modulo
+/// 65536).
+#[inline]
+#[must_use]
+pub fn vring_need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

@@ -1,0 +1,520 @@
+//! The split virtqueue, driver side (Linux: `drivers/virtio/virtio_ring.c`).
+//!
+//! What enters: buffers as lists of guest addresses, each with a token of the driver's choice. What
+//! leaves: the tokens, when the device has used the buffers, and whether a kick or an interrupt is
+//! due. The device can write all of the ring, so nothing in it is read back but the used ring: the
+//! chain of a buffer is kept in a private copy (`DescExtra`), and each used element is checked
+//! against what is in flight. A device that breaks a rule breaks the ring, for good.
+//!
+//! Publishing is batched: [`SplitQueue::add`] fills descriptors, [`SplitQueue::kick_prepare`]
+//! stores the index once for all of them.
+
+use std::sync::Arc;
+
+use super::{
+    AddError, DESC_SIZE, RingFault, RingMemory, Segment, Used, VIRTQ_AVAIL_F_NO_INTERRUPT,
+    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
+    vring_need_event,
+};
+use crate::memory::{GuestMemory, GuestSlice, MemoryError, virtio_mb};
+
+/// Offsets in the available and used rings.
+const FLAGS: usize = 0;
+const IDX: usize = 2;
+const ENTRIES: usize = 4;
+
+/// How a ring is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitQueueOptions {
+    /// `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// Entries of each indirect table; 0 when `VIRTIO_F_INDIRECT_DESC` was not negotiated.
+    pub indirect: u16,
+}
+
+/// Private copy of a descriptor (Linux: `vring_desc_extra`).
+#[derive(Debug, Clone, Copy, Default)]
+struct DescExtra {
+    next: u16,
+}
+
+/// What is in flight under a head descriptor (Linux: `vring_desc_state_split`).
+#[derive(Debug, Clone, Copy, Default)]
+struct DescState {
+    /// Descriptors of the chain; 0 when nothing is in flight here.
+    count: u16,
+    last: u16,
+    token: u32,
+    writable: u32,
+}
+
+/// A split virtqueue.
+#[derive(Debug)]
+pub struct SplitQueue {
+    ring: RingMemory,
+    mask: u16,
+    event_idx: bool,
+    indirect: Option<GuestSlice>,
+    indirect_entries: u16,
+    extra: Vec<DescExtra>,
+    state: Vec<DescState>,
+    free_head: u16,
+    num_free: u16,
+    /// Next available index, perhaps not published yet.
+    avail_idx: u16,
+    /// `avail.idx` as last stored.
+    published: u16,
+    /// Buffers added since the last kick decision (Linux: `num_added`).
+    num_added: u32,
+    last_used_idx: u16,
+    /// `used.idx` as last loaded and checked.
+    used_seen: u16,
+    /// Copy of `avail.flags`, kept with EVENT_IDX too.
+    avail_flags_shadow: u16,
+    broken: Option<RingFault>,
+}
+
+impl SplitQueue {
+    /// Allocates a ring of `size` entries, a power of two.
+    ///
+    /// # Errors
+    /// When guest memory is full.
+    ///
+    /// # Panics
+    /// When `size` is not a power of two up to 32768.
+    pub fn new(
+        memory: &Arc<GuestMemory>,
+        size: u16,
+        options: SplitQueueOptions,
+    ) -> Result<Self, MemoryError> {
+        Self::with_ring(RingMemory::allocate(memory, size)?, options)
+    }
+
+    /// Makes a ring of memory that was placed by the caller and zeroed.
+    ///
+    /// # Errors
+    /// When there is no room for the indirect tables.
+    ///
+    /// # Panics
+    /// When the size is not a power of two up to 32768.
+    pub fn with_ring(ring: RingMemory, options: SplitQueueOptions) -> Result<Self, MemoryError> {
+        let size = ring.size;
+        assert!(
+            size.is_power_of_two(),
+            "ring size {size} is not a power of two"
+        );
+        let indirect = if options.indirect == 0 {
+            None
+        } else {
+            let len = usize::from(size) * usize::from(options.indirect) * DESC_SIZE;
+            Some(ring.desc.memory().allocate(len, DESC_SIZE)?)
+        };
+        Ok(Self {
+            mask: size - 1,
+            event_idx: options.event_idx,
+            indirect,
+            indirect_entries: options.indirect,
+            extra: (1..=size)
+                .map(|next| DescExtra { next: next % size })
+                .collect(),
+            state: vec![DescState::default(); usize::from(size)],
+            free_head: 0,
+            num_free: size,
+            avail_idx: 0,
+            published: 0,
+            num_added: 0,
+            last_used_idx: 0,
+            used_seen: 0,
+            avail_flags_shadow: 0,
+            broken: None,
+            ring,
+        })
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.ring.size
+    }
+
+    /// The ring's memory, to tell a transport where it is or to write into it raw.
+    #[must_use]
+    pub fn ring(&self) -> &RingMemory {
+        &self.ring
+    }
+
+    /// Free descriptors.
+    #[must_use]
+    pub fn num_free(&self) -> u16 {
+        self.num_free
+    }
+
+    /// Buffers that the device has and has not used, as far as this side knows.
+    #[must_use]
+    pub fn outstanding(&self) -> u16 {
+        self.avail_idx.wrapping_sub(self.last_used_idx)
+    }
+
+    /// Index up to which used buffers were taken.
+    #[must_use]
+    pub fn last_used_idx(&self) -> u16 {
+        self.last_used_idx
+    }
+
+    /// Available index, counting buffers that are not published yet.
+    #[must_use]
+    pub fn avail_idx(&self) -> u16 {
+        self.avail_idx
+    }
+
+    /// Why the ring was given up, if it was.
+    #[must_use]
+    pub fn fault(&self) -> Option<RingFault> {
+        self.broken
+    }
+
+    /// Adds a buffer: pieces that the device reads, then pieces that it writes (`virtqueue_add`).
+    ///
+    /// # Errors
+    /// [`AddError::Full`] when descriptors are short; the other kinds cannot be waited away.
+    pub fn add(&mut self, out: &[Segment], input: &[Segment], token: u32) -> Result<(), AddError> {
+        if let Some(fault) = self.broken {
+            return Err(fault.into());
+        }
+        let total = out.len() + input.len();
+        if total == 0 {
+            return Err(AddError::Empty);
+        }
+        let pieces = out
+            .iter()
+            .map(|piece| (piece, 0))
+            .chain(input.iter().map(|piece| (piece, VIRTQ_DESC_F_WRITE)));
+        let head = self.free_head;
+        let use_indirect = total > 1 && total <= usize::from(self.indirect_entries);
+        let (count, last) = if use_indirect {
+            if self.num_free == 0 {
+                return Err(AddError::Full);
+            }
+            self.write_indirect(head, total, pieces);
+            (1, head)
+        } else {
+            let count = u16::try_from(total)
+                .ok()
+                .filter(|&count| count <= self.ring.size)
+                .ok_or(AddError::TooLong(total))?;
+            if count > self.num_free {
+                return Err(AddError::Full);
+            }
+            (count, self.write_chain(head, count, pieces))
+        };
+        self.free_head = self.extra[usize::from(last)].next;
+        self.num_free -= count;
+        let writable = input
+            .iter()
+            .fold(0, |sum: u32, piece| sum.saturating_add(piece.len));
+        self.state[usize::from(head)] = DescState {
+            count,
+            last,
+            token,
+            writable,
+        };
+        let slot = usize::from(self.avail_idx & self.mask);
+        self.ring.avail.write_u16(ENTRIES + 2 * slot, head);
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        self.num_added = self.num_added.saturating_add(1);
+        Ok(())
+    }
+
+    fn write_chain<'a>(
+        &self,
+        head: u16,
+        count: u16,
+        pieces: impl Iterator<Item = (&'a Segment, u16)>,
+    ) -> u16 {
+        let (mut index, mut last) = (head, head);
+        for ((piece, flags), left) in pieces.zip((0..count).rev()) {
+            let next = self.extra[usize::from(index)].next;
+            let flags = if left > 0 {
+                flags | VIRTQ_DESC_F_NEXT
+            } else {
+                flags
+            };
+            write_desc(&self.ring.desc, usize::from(index), *piece, flags, next);
+            last = index;
+            index = next;
+        }
+        last
+    }
+
+    fn write_indirect<'a>(
+        &self,
+        head: u16,
+        total: usize,
+        pieces: impl Iterator<Item = (&'a Segment, u16)>,
+    ) {
+        let Some(tables) = &self.indirect else { return };
+        let first = usize::from(head) * usize::from(self.indirect_entries);
+        for (index, (piece, flags)) in pieces.enumerate() {
+            let more = index + 1 < total;
+            let flags = if more {
+                flags | VIRTQ_DESC_F_NEXT
+            } else {
+                flags
+            };
+            let next = if more { index as u16 + 1 } else { 0 };
+            write_desc(tables, first + index, *piece, flags, next);
+        }
+        let table = Segment::new(
+            tables.guest_addr() + (first * DESC_SIZE) as u64,
+            (total * DESC_SIZE) as u32,
+        );
+        write_desc(
+            &self.ring.desc,
+            usize::from(head),
+            table,
+            VIRTQ_DESC_F_INDIRECT,
+            0,
+        );
+    }
+
+    /// Makes all added buffers available with one store of the index.
+    pub fn publish(&mut self) {
+        if self.published != self.avail_idx {
+            self.ring.avail.store_release_u16(IDX, self.avail_idx);
+            self.published = self.avail_idx;
+        }
+    }
+
+    /// Publishes, and says whether the device wants a kick (`virtqueue_kick_prepare`).
+    #[must_use]
+    pub fn kick_prepare(&mut self) -> bool {
+        self.publish();
+        virtio_mb();
+        let new = self.avail_idx;
+        let added = std::mem::take(&mut self.num_added);
+        let Ok(added) = u16::try_from(added) else {
+            return true;
+        };
+        if self.broken.is_some() {
+            false
+        } else if self.event_idx {
+            let event = self
+                .ring
+                .used
+                .read_u16(ENTRIES + 8 * usize::from(self.ring.size));
+            vring_need_event(event, new, new.wrapping_sub(added))
+        } else {
+            self.ring.used.read_u16(FLAGS) & VIRTQ_USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// Takes the next used buffer (`virtqueue_get_buf`).
+    ///
+    /// # Errors
+    /// What the device did wrong; the ring is broken from then on.
+    pub fn get_buf(&mut self) -> Result<Option<Used>, RingFault> {
+        if let Some(fault) = self.broken {
+            return Err(fault);
+        }
+        if self.last_used_idx == self.used_seen && !self.look_for_used()? {
+            return Ok(None);
+        }
+        let slot = ENTRIES + 8 * usize::from(self.last_used_idx & self.mask);
+        let (id, len) = (
+            self.ring.used.read_u32(slot),
+            self.ring.used.read_u32(slot + 4),
+        );
+        let Some(state) = self.state.get_mut(id as usize) else {
+            return Err(self.give_up(RingFault::UsedId {
+                id,
+                size: self.ring.size,
+            }));
+        };
+        let DescState {
+            count,
+            last,
+            token,
+            writable,
+        } = std::mem::take(state);
+        if count == 0 {
+            return Err(self.give_up(RingFault::NotInFlight { id }));
+        }
+        self.extra[usize::from(last)].next = self.free_head;
+        self.free_head = id as u16;
+        self.num_free += count;
+        self.last_used_idx = self.last_used_idx.wrapping_add(1);
+        if self.event_idx && self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT == 0 {
+            self.set_used_event(self.last_used_idx);
+            virtio_mb();
+        }
+        Ok(Some(Used {
+            token,
+            len,
+            writable,
+        }))
+    }
+
+    /// Loads `used.idx`; whether it moved.
+    fn look_for_used(&mut self) -> Result<bool, RingFault> {
+        let to = self.ring.used.load_acquire_u16(IDX);
+        let outstanding = self.published.wrapping_sub(self.last_used_idx);
+        if to.wrapping_sub(self.last_used_idx) > outstanding {
+            let from = self.last_used_idx;
+            return Err(self.give_up(RingFault::UsedIndex {
+                from,
+                to,
+                outstanding,
+            }));
+        }
+        self.used_seen = to;
+        Ok(to != self.last_used_idx)
+    }
+
+    fn give_up(&mut self, fault: RingFault) -> RingFault {
+        log::debug!("ring given up: {fault}");
+        self.broken = Some(fault);
+        fault
+    }
+
+    /// Whether used buffers wait to be taken (`more_used`).
+    #[must_use]
+    pub fn more_used(&self) -> bool {
+        self.broken.is_none() && self.ring.used.load_acquire_u16(IDX) != self.last_used_idx
+    }
+
+    fn set_used_event(&self, index: u16) {
+        self.ring
+            .avail
+            .write_u16(ENTRIES + 2 * usize::from(self.ring.size), index);
+    }
+
+    /// Asks for no interrupts (`virtqueue_disable_cb`). A hint: some may still come.
+    ///
+    /// With EVENT_IDX there is no off: the event index is put as far away as it can be, so that the
+    /// device passes it only after 65535 more buffers. (Linux writes 0.)
+    pub fn disable_cb(&mut self) {
+        if self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT != 0 {
+            return;
+        }
+        self.avail_flags_shadow |= VIRTQ_AVAIL_F_NO_INTERRUPT;
+        if self.event_idx {
+            self.set_used_event(self.last_used_idx.wrapping_sub(1));
+        } else {
+            self.ring.avail.write_u16(FLAGS, self.avail_flags_shadow);
+        }
+    }
+
+    /// Asks for an interrupt with the next used buffer; what it returns is for [`Self::poll`]
+    /// (`virtqueue_enable_cb_prepare`).
+    pub fn enable_cb_prepare(&mut self) -> u16 {
+        if self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT != 0 {
+            self.avail_flags_shadow &= !VIRTQ_AVAIL_F_NO_INTERRUPT;
+            if !self.event_idx {
+                self.ring.avail.write_u16(FLAGS, self.avail_flags_shadow);
+            }
+        }
+        if self.event_idx {
+            self.set_used_event(self.last_used_idx);
+        }
+        self.last_used_idx
+    }
+
+    /// Whether the device used a buffer since `last_used` (`virtqueue_poll`).
+    #[must_use]
+    pub fn poll(&self, last_used: u16) -> bool {
+        virtio_mb();
+        self.broken.is_none() && self.ring.used.load_acquire_u16(IDX) != last_used
+    }
+
+    /// Asks for interrupts and looks once more: `false` means that buffers came in between, for
+    /// which no interrupt may follow, so the caller has to look again (`virtqueue_enable_cb`).
+    #[must_use]
+    pub fn enable_cb(&mut self) -> bool {
+        let last = self.enable_cb_prepare();
+        !self.poll(last)
+    }
+
+    /// Asks for an interrupt when three quarters of the outstanding buffers are used; `false` when
+    /// they already are (`virtqueue_enable_cb_delayed`).
+    #[must_use]
+    pub fn enable_cb_delayed(&mut self) -> bool {
+        self.enable_cb_prepare();
+        let outstanding = self.avail_idx.wrapping_sub(self.last_used_idx);
+        let bufs = (u32::from(outstanding) * 3 / 4) as u16;
+        if self.event_idx {
+            self.set_used_event(self.last_used_idx.wrapping_add(bufs));
+        }
+        virtio_mb();
+        let used = self
+            .ring
+            .used
+            .load_acquire_u16(IDX)
+            .wrapping_sub(self.last_used_idx);
+        used <= bufs
+    }
+
+    /// Takes back a buffer that the device never used, once it is stopped
+    /// (`virtqueue_detach_unused_buf`).
+    pub fn detach_unused_buf(&mut self) -> Option<u32> {
+        let head = self.state.iter().position(|state| state.count > 0)?;
+        let DescState {
+            count, last, token, ..
+        } = std::mem::take(&mut self.state[head]);
+        self.extra[usize::from(last)].next = self.free_head;
+        self.free_head = head as u16;
+        self.num_free += count;
+        // One less that the device may use.
+        self.avail_idx = self.avail_idx.wrapping_sub(1);
+        self.published = self.avail_idx;
+        self.ring.avail.store_release_u16(IDX, self.avail_idx);
+        Some(token)
+    }
+
+    /// Starts over with an empty, zeroed ring, as after a device reset.
+    pub fn reset(&mut self) {
+        let size = self.ring.size;
+        self.ring.clear();
+        for (next, extra) in (1..=size).zip(&mut self.extra) {
+            extra.next = next % size;
+        }
+        self.state.fill(DescState::default());
+        (self.free_head, self.num_free) = (0, size);
+        (self.avail_idx, self.published, self.num_added) = (0, 0, 0);
+        (self.last_used_idx, self.used_seen) = (0, 0);
+        self.avail_flags_shadow = 0;
+        self.broken = None;
+    }
+
+    /// Gives all guest memory of the ring back; the device must be stopped.
+    pub fn release(self) {
+        if let Some(tables) = &self.indirect {
+            tables.memory().release(tables);
+        }
+        self.ring.release();
+    }
+
+    /// Puts a ring that was never used at another start index, to test wrap-around.
+    ///
+    /// # Panics
+    /// When buffers were added before.
+    pub fn start_at(&mut self, index: u16) {
+        assert!(self.num_free == self.ring.size && self.avail_idx == self.last_used_idx);
+        (self.avail_idx, self.published) = (index, index);
+        (self.last_used_idx, self.used_seen) = (index, index);
+        self.ring.avail.store_release_u16(IDX, index);
+        self.ring.used.store_release_u16(IDX, index);
+        if self.event_idx {
+            self.set_used_event(index);
+        }
+    }
+}
+
+#[inline]
+fn write_desc(table: &GuestSlice, index: usize, piece: Segment, flags: u16, next: u16) {
+    let at = index * DESC_SIZE;
+    table.write_u64(at, piece.addr);
+    table.write_u64(
+        at + 8,
+        u64::from(piece.len) | u64::from(flags) << 32 | u64::from(next) << 48,
+    );
+}

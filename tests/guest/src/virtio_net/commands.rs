@@ -1,0 +1,293 @@
+//! What the driver asks of the device over the control queue.
+//!
+//! Each function is one command of virtio 1.3, 5.1.6.5, sent and waited for. Where the front-end
+//! owns the control queue (QEMU, cloud-hypervisor, DPDK), it answers instead of the device.
+
+use std::time::Duration;
+
+use super::VirtnetInfo;
+use super::ctrl::{self, CtrlError};
+use crate::transport::Transport;
+
+/// A command's timeout is spent in this many waits, because one may end early for nothing.
+const WAITS: u32 = 50;
+
+/// RSS as the driver asks for it (`struct virtio_net_rss_config`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RssConfig {
+    /// `VIRTIO_NET_RSS_HASH_TYPE_*`.
+    pub hash_types: u32,
+    /// Queue of frames that are not hashed.
+    pub unclassified_queue: u16,
+    /// Queue for each value of the hash; its length should be a power of two.
+    pub indirection_table: Vec<u16>,
+    /// Transmit queues in use.
+    pub max_tx_vq: u16,
+    /// Toeplitz key.
+    pub key: Vec<u8>,
+}
+
+impl RssConfig {
+    /// The command's data, however wrong the values.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mask = (self.indirection_table.len() as u16).wrapping_sub(1);
+        let mut bytes = self.hash_types.to_le_bytes().to_vec();
+        bytes.extend(mask.to_le_bytes());
+        bytes.extend(self.unclassified_queue.to_le_bytes());
+        bytes.extend(
+            self.indirection_table
+                .iter()
+                .flat_map(|queue| queue.to_le_bytes()),
+        );
+        bytes.extend(self.max_tx_vq.to_le_bytes());
+        bytes.push(self.key.len() as u8);
+        bytes.extend(&self.key);
+        bytes
+    }
+}
+
+impl<T: Transport> VirtnetInfo<T> {
+    /// Sends a command and waits for its ack (`virtnet_send_command`).
+    ///
+    /// # Errors
+    /// When there is no control queue, the device refuses, or does not answer in time.
+    pub fn send_command(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), CtrlError> {
+        self.send_command_reply(class, command, data, &mut [])
+    }
+
+    /// Sends a command that has a reply.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn send_command_reply(
+        &mut self,
+        class: u8,
+        command: u8,
+        data: &[u8],
+        reply: &mut [u8],
+    ) -> Result<(), CtrlError> {
+        let ack = match self.transport.vmm_control(class, command, data) {
+            Some(ack) => ack,
+            None => self.ask_device(class, command, data, reply)?,
+        };
+        if ack == ctrl::VIRTIO_NET_OK {
+            Ok(())
+        } else {
+            Err(CtrlError::Refused(ack))
+        }
+    }
+
+    fn ask_device(
+        &mut self,
+        class: u8,
+        command: u8,
+        data: &[u8],
+        reply: &mut [u8],
+    ) -> Result<u8, CtrlError> {
+        let timeout: Duration = self.ctrl_timeout;
+        let cvq = self.cvq.as_mut().ok_or(CtrlError::NoQueue)?;
+        let ticket = cvq.submit(class, command, data, reply.len())?;
+        if cvq.vq.kick_prepare() {
+            self.transport.kick(cvq.index());
+        }
+        for _ in 0..WAITS {
+            if let Some(ack) = cvq.poll(ticket, reply)? {
+                return Ok(ack);
+            }
+            self.transport.wait_interrupt(cvq.index(), timeout / WAITS);
+            self.transport.take_interrupt(cvq.index());
+        }
+        match cvq.poll(ticket, reply)? {
+            Some(ack) => Ok(ack),
+            None => {
+                cvq.abandon(ticket);
+                Err(CtrlError::TimedOut)
+            }
+        }
+    }
+
+    /// Switches one receive mode (`VIRTIO_NET_CTRL_RX_*`).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_rx_mode(&mut self, mode: u8, on: bool) -> Result<(), CtrlError> {
+        self.send_command(ctrl::VIRTIO_NET_CTRL_RX, mode, &[on.into()])
+    }
+
+    /// Promiscuous mode.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_promisc(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_PROMISC, on)
+    }
+
+    /// All multicast.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_allmulti(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_ALLMULTI, on)
+    }
+
+    /// Sets the filter table.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_mac_table(
+        &mut self,
+        unicast: &[[u8; 6]],
+        multicast: &[[u8; 6]],
+    ) -> Result<(), CtrlError> {
+        let mut data = Vec::new();
+        for table in [unicast, multicast] {
+            data.extend((table.len() as u32).to_le_bytes());
+            data.extend(table.iter().flatten());
+        }
+        let (class, command) = (
+            ctrl::VIRTIO_NET_CTRL_MAC,
+            ctrl::VIRTIO_NET_CTRL_MAC_TABLE_SET,
+        );
+        self.send_command(class, command, &data)
+    }
+
+    /// Sets the MAC address.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_mac_address(&mut self, mac: [u8; 6]) -> Result<(), CtrlError> {
+        let (class, command) = (
+            ctrl::VIRTIO_NET_CTRL_MAC,
+            ctrl::VIRTIO_NET_CTRL_MAC_ADDR_SET,
+        );
+        self.send_command(class, command, &mac)?;
+        self.config.mac = Some(mac);
+        Ok(())
+    }
+
+    /// Lets a VLAN in (`virtnet_vlan_rx_add_vid`).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn vlan_rx_add_vid(&mut self, vid: u16) -> Result<(), CtrlError> {
+        let (class, command) = (ctrl::VIRTIO_NET_CTRL_VLAN, ctrl::VIRTIO_NET_CTRL_VLAN_ADD);
+        self.send_command(class, command, &vid.to_le_bytes())
+    }
+
+    /// Lets a VLAN in no longer (`virtnet_vlan_rx_kill_vid`).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn vlan_rx_kill_vid(&mut self, vid: u16) -> Result<(), CtrlError> {
+        let (class, command) = (ctrl::VIRTIO_NET_CTRL_VLAN, ctrl::VIRTIO_NET_CTRL_VLAN_DEL);
+        self.send_command(class, command, &vid.to_le_bytes())
+    }
+
+    /// Uses `pairs` queue pairs (`virtnet_set_queues`); they must have been set up.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_queues(&mut self, pairs: u16) -> Result<(), CtrlError> {
+        let (class, command) = (
+            ctrl::VIRTIO_NET_CTRL_MQ,
+            ctrl::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+        );
+        self.send_command(class, command, &pairs.to_le_bytes())?;
+        self.curr_queue_pairs = pairs.min(self.rq.len() as u16);
+        Ok(())
+    }
+
+    /// Says that the driver has announced itself.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn ack_link_announce(&mut self) -> Result<(), CtrlError> {
+        let (class, command) = (
+            ctrl::VIRTIO_NET_CTRL_ANNOUNCE,
+            ctrl::VIRTIO_NET_CTRL_ANNOUNCE_ACK,
+        );
+        self.send_command(class, command, &[])
+    }
+
+    /// Sets RSS up.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_rss(&mut self, rss: &RssConfig) -> Result<(), CtrlError> {
+        let (class, command) = (
+            ctrl::VIRTIO_NET_CTRL_MQ,
+            ctrl::VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
+        );
+        self.send_command(class, command, &rss.to_bytes())
+    }
+
+    /// Chooses the receive offloads in use, as bits of the features (`virtnet_set_guest_offloads`).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_guest_offloads(&mut self, offloads: u64) -> Result<(), CtrlError> {
+        let class = ctrl::VIRTIO_NET_CTRL_GUEST_OFFLOADS;
+        let command = ctrl::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
+        self.send_command(class, command, &offloads.to_le_bytes())
+    }
+
+    /// Interrupt moderation of all receive queues: after `max_packets` or `max_usecs`.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_rx_coalesce(&mut self, max_packets: u32, max_usecs: u32) -> Result<(), CtrlError> {
+        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_RX_SET;
+        self.send_command(
+            ctrl::VIRTIO_NET_CTRL_NOTF_COAL,
+            command,
+            &coal(max_packets, max_usecs),
+        )
+    }
+
+    /// Interrupt moderation of all transmit queues.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_tx_coalesce(&mut self, max_packets: u32, max_usecs: u32) -> Result<(), CtrlError> {
+        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_TX_SET;
+        self.send_command(
+            ctrl::VIRTIO_NET_CTRL_NOTF_COAL,
+            command,
+            &coal(max_packets, max_usecs),
+        )
+    }
+
+    /// Interrupt moderation of virtqueue `vqn`.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_queue_coalesce(
+        &mut self,
+        vqn: u16,
+        max_packets: u32,
+        max_usecs: u32,
+    ) -> Result<(), CtrlError> {
+        let mut data = [vqn.to_le_bytes(), [0; 2]].concat();
+        data.extend(coal(max_packets, max_usecs));
+        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET;
+        self.send_command(ctrl::VIRTIO_NET_CTRL_NOTF_COAL, command, &data)
+    }
+
+    /// Interrupt moderation of virtqueue `vqn` as the device has it: packets and microseconds.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn queue_coalesce(&mut self, vqn: u16) -> Result<(u32, u32), CtrlError> {
+        let mut reply = [0; 8];
+        let data = [vqn.to_le_bytes(), [0; 2]].concat();
+        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET;
+        self.send_command_reply(ctrl::VIRTIO_NET_CTRL_NOTF_COAL, command, &data, &mut reply)?;
+        let reply = u64::from_le_bytes(reply);
+        Ok((reply as u32, (reply >> 32) as u32))
+    }
+}
+
+fn coal(max_packets: u32, max_usecs: u32) -> Vec<u8> {
+    [max_packets.to_le_bytes(), max_usecs.to_le_bytes()].concat()
+}

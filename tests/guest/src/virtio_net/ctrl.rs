@@ -1,0 +1,240 @@
+//! The control queue (virtio 1.3, 5.1.6.5): commands and their acknowledgements.
+//!
+//! What enters: class, command and data. What leaves: the device's verdict, or that none came in
+//! time. A command that times out stays in its slot until the device gives it back; it is never
+//! reused under the device's hands. The commands themselves are in [`super::commands`].
+
+use std::sync::Arc;
+
+use crate::memory::{GuestMemory, GuestSlice, MemoryError};
+use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::{RingFault, Segment};
+
+/// The command succeeded.
+pub const VIRTIO_NET_OK: u8 = 0;
+/// The command failed.
+pub const VIRTIO_NET_ERR: u8 = 1;
+
+/// Class: receive modes.
+pub const VIRTIO_NET_CTRL_RX: u8 = 0;
+/// Receive everything.
+pub const VIRTIO_NET_CTRL_RX_PROMISC: u8 = 0;
+/// Receive all multicast.
+pub const VIRTIO_NET_CTRL_RX_ALLMULTI: u8 = 1;
+/// Receive all unicast.
+pub const VIRTIO_NET_CTRL_RX_ALLUNI: u8 = 2;
+/// Receive no multicast.
+pub const VIRTIO_NET_CTRL_RX_NOMULTI: u8 = 3;
+/// Receive no unicast.
+pub const VIRTIO_NET_CTRL_RX_NOUNI: u8 = 4;
+/// Receive no broadcast.
+pub const VIRTIO_NET_CTRL_RX_NOBCAST: u8 = 5;
+/// Class: MAC filter and address.
+pub const VIRTIO_NET_CTRL_MAC: u8 = 1;
+/// Set the filter table.
+pub const VIRTIO_NET_CTRL_MAC_TABLE_SET: u8 = 0;
+/// Set the address.
+pub const VIRTIO_NET_CTRL_MAC_ADDR_SET: u8 = 1;
+/// Class: VLAN filter.
+pub const VIRTIO_NET_CTRL_VLAN: u8 = 2;
+/// Let a VLAN in.
+pub const VIRTIO_NET_CTRL_VLAN_ADD: u8 = 0;
+/// Let it in no longer.
+pub const VIRTIO_NET_CTRL_VLAN_DEL: u8 = 1;
+/// Class: announcement.
+pub const VIRTIO_NET_CTRL_ANNOUNCE: u8 = 3;
+/// The driver has announced itself.
+pub const VIRTIO_NET_CTRL_ANNOUNCE_ACK: u8 = 0;
+/// Class: queue pairs and steering.
+pub const VIRTIO_NET_CTRL_MQ: u8 = 4;
+/// Queue pairs in use.
+pub const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET: u8 = 0;
+/// RSS: types, table and key.
+pub const VIRTIO_NET_CTRL_MQ_RSS_CONFIG: u8 = 1;
+/// Hash report: types and key.
+pub const VIRTIO_NET_CTRL_MQ_HASH_CONFIG: u8 = 2;
+/// Class: receive offloads.
+pub const VIRTIO_NET_CTRL_GUEST_OFFLOADS: u8 = 5;
+/// Offloads in use.
+pub const VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET: u8 = 0;
+/// Class: notification coalescing.
+pub const VIRTIO_NET_CTRL_NOTF_COAL: u8 = 6;
+/// For all transmit queues.
+pub const VIRTIO_NET_CTRL_NOTF_COAL_TX_SET: u8 = 0;
+/// For all receive queues.
+pub const VIRTIO_NET_CTRL_NOTF_COAL_RX_SET: u8 = 1;
+/// For one queue.
+pub const VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET: u8 = 2;
+/// Of one queue.
+pub const VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET: u8 = 3;
+
+/// Why a command has no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CtrlError {
+    /// There is no control queue.
+    #[error("no control queue")]
+    NoQueue,
+    /// The device said no.
+    #[error("device refused the command (ack {0})")]
+    Refused(u8),
+    /// The device said nothing in time.
+    #[error("device did not answer the command in time")]
+    TimedOut,
+    /// All slots hold commands that the device never answered.
+    #[error("control queue full of unanswered commands")]
+    Full,
+    /// More data or reply than a slot holds.
+    #[error("command of {0} bytes")]
+    TooLong(usize),
+    /// The ring is broken.
+    #[error("{0}")]
+    Broken(#[from] RingFault),
+}
+
+/// Commands that may wait for an answer at once.
+const SLOTS: usize = 8;
+/// What lies where in a slot.
+const SLOT_LEN: usize = 16 << 10;
+const DATA: usize = 64;
+const REPLY: usize = 12 << 10;
+const ACK: usize = SLOT_LEN - 1;
+/// What the ack is before the device writes it.
+const NO_ACK: u8 = 0xff;
+
+/// A command that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u32);
+
+/// The control queue.
+#[derive(Debug)]
+pub struct ControlQueue {
+    /// The ring.
+    pub vq: SplitQueue,
+    index: u16,
+    pool: GuestSlice,
+    state: [Slot; SLOTS],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Free,
+    Waiting,
+    Abandoned,
+    Acked(u8),
+}
+
+impl ControlQueue {
+    /// Allocates ring and slots.
+    ///
+    /// # Errors
+    /// When guest memory is full.
+    pub fn new(
+        memory: &Arc<GuestMemory>,
+        index: u16,
+        size: u16,
+        options: SplitQueueOptions,
+    ) -> Result<Self, MemoryError> {
+        Ok(Self {
+            vq: SplitQueue::new(memory, size, options)?,
+            index,
+            pool: memory.allocate(SLOTS * SLOT_LEN, 64)?,
+            state: [Slot::Free; SLOTS],
+        })
+    }
+
+    /// Queue number.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Puts a command into the ring, with room for `reply_len` bytes of reply. Not kicked yet.
+    ///
+    /// # Errors
+    /// When there is no room for it, or the ring is broken.
+    pub fn submit(
+        &mut self,
+        class: u8,
+        command: u8,
+        data: &[u8],
+        reply_len: usize,
+    ) -> Result<Ticket, CtrlError> {
+        if data.len() > REPLY - DATA {
+            return Err(CtrlError::TooLong(data.len()));
+        }
+        if reply_len > ACK - REPLY {
+            return Err(CtrlError::TooLong(reply_len));
+        }
+        self.collect()?;
+        let slot = self
+            .state
+            .iter()
+            .position(|&state| state == Slot::Free)
+            .ok_or(CtrlError::Full)?;
+        let base = slot * SLOT_LEN;
+        self.pool.write(base, &[class, command]);
+        self.pool.write(base + DATA, data);
+        self.pool.write(base + ACK, &[NO_ACK]);
+        let piece = |at: usize, len: usize| {
+            Segment::new(self.pool.guest_addr() + (base + at) as u64, len as u32)
+        };
+        let out = [piece(0, 2), piece(DATA, data.len())];
+        let input = [piece(REPLY, reply_len), piece(ACK, 1)];
+        let out = if data.is_empty() { &out[..1] } else { &out };
+        let input = if reply_len == 0 { &input[1..] } else { &input };
+        self.vq
+            .add(out, input, slot as u32)
+            .map_err(|error| match error {
+                crate::ring::AddError::Broken(fault) => CtrlError::Broken(fault),
+                _ => CtrlError::Full,
+            })?;
+        self.state[slot] = Slot::Waiting;
+        Ok(Ticket(slot as u32))
+    }
+
+    /// The device's ack, once it is there, with the reply copied to `reply`.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    pub fn poll(&mut self, ticket: Ticket, reply: &mut [u8]) -> Result<Option<u8>, CtrlError> {
+        self.collect()?;
+        let slot = ticket.0 as usize;
+        let Slot::Acked(ack) = self.state[slot] else {
+            return Ok(None);
+        };
+        self.state[slot] = Slot::Free;
+        let len = reply.len().min(ACK - REPLY);
+        self.pool.read(slot * SLOT_LEN + REPLY, &mut reply[..len]);
+        Ok(Some(ack))
+    }
+
+    /// Waits for an answer no longer.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        let state = &mut self.state[ticket.0 as usize];
+        *state = if *state == Slot::Waiting {
+            Slot::Abandoned
+        } else {
+            Slot::Free
+        };
+    }
+
+    fn collect(&mut self) -> Result<(), CtrlError> {
+        while let Some(used) = self.vq.get_buf()? {
+            let slot = used.token as usize;
+            let ack = self.pool.read_u8(slot * SLOT_LEN + ACK);
+            let abandoned = self.state[slot] == Slot::Abandoned;
+            self.state[slot] = if abandoned {
+                Slot::Free
+            } else {
+                Slot::Acked(ack)
+            };
+        }
+        Ok(())
+    }
+
+    /// Gives ring and slots back to guest memory; the device must be stopped.
+    pub fn release(self) {
+        self.pool.memory().release(&self.pool);
+        self.vq.release();
+    }
+}

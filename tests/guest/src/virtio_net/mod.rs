@@ -1,0 +1,403 @@
+//! The virtio-net driver (Linux: `drivers/net/virtio_net.c`).
+//!
+//! [`VirtnetInfo::probe`] negotiates, reads config space, sets queues up and fills the receive
+//! rings; from then on frames come out of [`VirtnetInfo::poll`] and go in through
+//! [`VirtnetInfo::start_xmit`]. Nothing here blocks but control commands, and nothing asks what
+//! time it is: waiting is the transport's. No packet costs an allocation or a lock.
+//!
+//! | File | What |
+//! |---|---|
+//! | `features`, `config`, `header` | layouts |
+//! | `rx`, `tx` | the two halves of a queue pair |
+//! | `ctrl`, `commands` | the control queue and what is asked over it |
+//! | `stats` | counters |
+
+pub mod commands;
+pub mod config;
+pub mod ctrl;
+pub mod features;
+pub mod header;
+pub mod rx;
+pub mod stats;
+pub mod tx;
+
+use std::time::Duration;
+
+use config::VirtioNetConfig;
+use ctrl::{ControlQueue, CtrlError};
+use features as f;
+use header::VirtioNetHdr;
+use rx::{ReceiveQueue, RxFrame};
+use stats::{RxStats, TxStats};
+use tx::{SendQueue, TxLayout, XmitError};
+
+use crate::memory::MemoryError;
+use crate::ring::RingFault;
+use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::transport::{QueueConfig, Transport, TransportError};
+
+/// Bounds of virtio 1.3, 5.1.4: queue pairs, MTU, RSS key and table.
+const MAX_PAIRS: u16 = 0x8000;
+const MIN_MTU: u16 = 68;
+const MIN_RSS_KEY: u8 = 40;
+const MIN_RSS_TABLE: u16 = 128;
+
+/// Why a device was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The transport failed.
+    #[error("probe: {0}")]
+    Transport(#[from] TransportError),
+    /// Guest memory is too small for the queues.
+    #[error("probe: {0}")]
+    Memory(#[from] MemoryError),
+    /// A first control command failed.
+    #[error("probe: queue pairs: {0}")]
+    Control(#[from] CtrlError),
+    /// The device says it has that many queue pairs.
+    #[error("device claims {0} queue pairs (1 to {MAX_PAIRS} are possible)")]
+    MaxPairs(u16),
+    /// The device says its MTU is that.
+    #[error("device claims an MTU of {0} (at least {MIN_MTU})")]
+    Mtu(u16),
+    /// The device says its RSS key or table may be no longer than that.
+    #[error(
+        "device claims an RSS key of {key} and a table of {table} (at least {MIN_RSS_KEY} and {MIN_RSS_TABLE})"
+    )]
+    Rss {
+        /// `rss_max_key_size`.
+        key: u8,
+        /// `rss_max_indirection_table_length`.
+        table: u16,
+    },
+}
+
+/// How to drive a device.
+#[derive(Debug, Clone)]
+pub struct ProbeOptions {
+    /// Features to take where they are offered.
+    pub features: u64,
+    /// Take `features` as they are, offered or not, sensible or not.
+    pub exact: bool,
+    /// Queue pairs to set up, at most what the device has, and to use.
+    pub queue_pairs: u16,
+    /// Entries of receive and transmit rings.
+    pub queue_size: u16,
+    /// Entries of indirect tables.
+    pub indirect: u16,
+    /// Length of receive buffers with header, where the usual will not do.
+    pub rx_buf_len: Option<usize>,
+    /// Length of transmit buffers with header, where the usual will not do.
+    pub tx_buf_len: Option<usize>,
+    /// How frames are laid into descriptors.
+    pub tx_layout: TxLayout,
+    /// How long a control command may take.
+    pub ctrl_timeout: Duration,
+}
+
+impl Default for ProbeOptions {
+    fn default() -> Self {
+        Self {
+            features: f::SUPPORTED,
+            exact: false,
+            queue_pairs: 1,
+            queue_size: 256,
+            indirect: 32,
+            rx_buf_len: None,
+            tx_buf_len: None,
+            tx_layout: TxLayout::Single,
+            ctrl_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Entries of the control ring.
+const CTRL_QUEUE_SIZE: u16 = 64;
+
+/// A driven device (Linux: `struct virtnet_info`).
+pub struct VirtnetInfo<T: Transport> {
+    /// What is between driver and device.
+    pub transport: T,
+    /// Receive queues, one a pair.
+    pub rq: Vec<ReceiveQueue>,
+    /// Send queues, one a pair.
+    pub sq: Vec<SendQueue>,
+    /// Control queue, if negotiated.
+    pub cvq: Option<ControlQueue>,
+    /// Config space as last read.
+    pub config: VirtioNetConfig,
+    features: u64,
+    max_queue_pairs: u16,
+    curr_queue_pairs: u16,
+    ctrl_timeout: Duration,
+    /// A config change was taken by [`Self::wait`] and not handled yet.
+    config_changed: bool,
+}
+
+impl<T: Transport> VirtnetInfo<T> {
+    /// Takes a device: features, config space, queues, buffers (`virtnet_probe` and
+    /// `virtnet_open`).
+    ///
+    /// # Errors
+    /// When the device does not answer, or claims what cannot be.
+    pub fn probe(mut transport: T, options: &ProbeOptions) -> Result<Self, ProbeError> {
+        let features = if options.exact {
+            options.features
+        } else {
+            f::without_unmet(transport.device_features()? & options.features)
+        };
+        transport.set_driver_features(features)?;
+        let config = VirtioNetConfig::read(&mut transport, features)?;
+        let max_queue_pairs = check_config(&config)?;
+        let pairs = options.queue_pairs.clamp(1, max_queue_pairs);
+        let mut this = Self {
+            transport,
+            rq: Vec::new(),
+            sq: Vec::new(),
+            cvq: None,
+            config,
+            features,
+            max_queue_pairs,
+            curr_queue_pairs: 1,
+            ctrl_timeout: options.ctrl_timeout,
+            config_changed: false,
+        };
+        this.find_vqs(pairs, options)?;
+        this.transport.driver_ok()?;
+        for rq in &mut this.rq {
+            rq.try_fill_recv();
+            rq.kick(&this.transport);
+        }
+        if features & f::MQ != 0 && features & f::CTRL_VQ != 0 {
+            this.set_queues(pairs)?;
+        }
+        Ok(this)
+    }
+
+    fn find_vqs(&mut self, pairs: u16, options: &ProbeOptions) -> Result<(), ProbeError> {
+        let memory = self.transport.memory().clone();
+        let (features, size) = (self.features, options.queue_size);
+        let ring = SplitQueueOptions {
+            event_idx: features & f::EVENT_IDX != 0,
+            indirect: if features & f::INDIRECT_DESC != 0 {
+                options.indirect
+            } else {
+                0
+            },
+        };
+        for pair in 0..pairs {
+            let (rx, tx) = (2 * pair, 2 * pair + 1);
+            let rq = ReceiveQueue::new(&memory, rx, size, features, ring, options.rx_buf_len)?;
+            let mut sq = SendQueue::new(&memory, tx, size, features, ring, options.tx_buf_len)?;
+            sq.layout = options.tx_layout.clone();
+            // Completions are taken when frames are sent; who wants interrupts asks for them.
+            sq.vq.disable_cb();
+            self.transport.setup_queue(&queue_config(rx, &rq.vq))?;
+            self.transport.setup_queue(&queue_config(tx, &sq.vq))?;
+            self.rq.push(rq);
+            self.sq.push(sq);
+        }
+        if features & f::CTRL_VQ != 0 {
+            let many = features & (f::MQ | f::RSS) != 0;
+            let index = if many { 2 * self.max_queue_pairs } else { 2 };
+            let cvq = ControlQueue::new(&memory, index, CTRL_QUEUE_SIZE, ring)?;
+            self.transport.setup_queue(&queue_config(index, &cvq.vq))?;
+            self.cvq = Some(cvq);
+        }
+        Ok(())
+    }
+
+    /// Features in force.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Queue pairs that the device has.
+    #[must_use]
+    pub fn max_queue_pairs(&self) -> u16 {
+        self.max_queue_pairs
+    }
+
+    /// Queue pairs in use.
+    #[must_use]
+    pub fn curr_queue_pairs(&self) -> u16 {
+        self.curr_queue_pairs
+    }
+
+    /// MAC address: the device's, or one of our own where it has none.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        self.config.mac.unwrap_or([0x02, 0, 0, 0, 0, 0x01])
+    }
+
+    /// Whether the link is up, as of the config space last read.
+    #[must_use]
+    pub fn link_up(&self) -> bool {
+        self.config.link_up()
+    }
+
+    /// Reads config space again if the device said it changed (`virtnet_config_changed_work`);
+    /// whether it said so.
+    ///
+    /// # Errors
+    /// When the transport cannot.
+    pub fn handle_config_change(&mut self) -> Result<bool, TransportError> {
+        let changed = self.transport.take_config_change();
+        if !changed && !std::mem::take(&mut self.config_changed) {
+            return Ok(false);
+        }
+        self.read_config()?;
+        Ok(true)
+    }
+
+    /// Reads config space now.
+    ///
+    /// # Errors
+    /// When the transport cannot.
+    pub fn read_config(&mut self) -> Result<(), TransportError> {
+        self.config = VirtioNetConfig::read(&mut self.transport, self.features)?;
+        Ok(())
+    }
+
+    /// One round of a pair's NAPI poll (`virtnet_poll`): takes back sent frames, lends up to
+    /// `budget` received ones to `deliver`, and refills and kicks the ring once half of what could
+    /// be taken is gone. How many frames were taken, good or bad; fewer than `budget` means that
+    /// the ring was empty.
+    ///
+    /// # Errors
+    /// When a ring is broken.
+    pub fn poll(
+        &mut self,
+        pair: u16,
+        budget: usize,
+        deliver: impl FnMut(RxFrame<'_>),
+    ) -> Result<usize, RingFault> {
+        let (rq, sq) = (
+            &mut self.rq[usize::from(pair)],
+            &mut self.sq[usize::from(pair)],
+        );
+        sq.free_old_xmit()?;
+        let taken = rq.receive(budget, deliver)?;
+        if usize::from(rq.vq.num_free()) > budget.min(usize::from(rq.vq.size())) / 2
+            && rq.try_fill_recv() > 0
+        {
+            rq.kick(&self.transport);
+        }
+        Ok(taken)
+    }
+
+    /// Puts a frame into a pair's send queue (`start_xmit`); [`Self::flush`] kicks.
+    ///
+    /// # Errors
+    /// [`XmitError::Busy`] when the ring is full even after completions were taken.
+    pub fn start_xmit(
+        &mut self,
+        pair: u16,
+        frame: &[u8],
+        hdr: &VirtioNetHdr,
+    ) -> Result<(), XmitError> {
+        let sq = &mut self.sq[usize::from(pair)];
+        sq.free_old_xmit()?;
+        sq.start_xmit(frame, hdr)
+    }
+
+    /// Publishes a pair's frames and kicks if the device wants it.
+    pub fn flush(&mut self, pair: u16) {
+        self.sq[usize::from(pair)].kick(&self.transport);
+    }
+
+    /// Takes the interrupts of a pair's two queues and counts them; how many.
+    pub fn take_interrupts(&mut self, pair: u16) -> u64 {
+        let (rq, sq) = (
+            &mut self.rq[usize::from(pair)],
+            &mut self.sq[usize::from(pair)],
+        );
+        let rx = self.transport.take_interrupt(rq.index());
+        let tx = self.transport.take_interrupt(sq.index());
+        rq.stats.interrupts += rx;
+        sq.stats.interrupts += tx;
+        rx + tx
+    }
+
+    /// Waits for an interrupt of any queue, at most `timeout`, and takes all there are; how many. A
+    /// config change ends the wait too, and is kept for [`Self::handle_config_change`]; so does a
+    /// ring's error, which is counted.
+    pub fn wait(&mut self, timeout: Duration) -> u64 {
+        self.transport.wait(timeout);
+        self.config_changed |= self.transport.take_config_change();
+        if let Some(cvq) = &self.cvq {
+            self.transport.take_interrupt(cvq.index());
+        }
+        for (rq, sq) in self.rq.iter_mut().zip(&mut self.sq) {
+            rq.stats.ring_errors += self.transport.take_queue_error(rq.index());
+            sq.stats.ring_errors += self.transport.take_queue_error(sq.index());
+        }
+        (0..self.rq.len() as u16)
+            .map(|pair| self.take_interrupts(pair))
+            .sum()
+    }
+
+    /// The transport and the queues apart, for threads that each drive a pair of their own.
+    pub fn parts(&mut self) -> (&T, &mut [ReceiveQueue], &mut [SendQueue]) {
+        (&self.transport, &mut self.rq, &mut self.sq)
+    }
+
+    /// Sums over all queues.
+    #[must_use]
+    pub fn stats(&self) -> (RxStats, TxStats) {
+        let (mut rx, mut tx) = (RxStats::default(), TxStats::default());
+        for rq in &self.rq {
+            rx += rq.stats;
+        }
+        for sq in &self.sq {
+            tx += sq.stats;
+        }
+        (rx, tx)
+    }
+
+    /// Lets go of the device (`virtnet_remove`): resets it, gives guest memory back, and returns
+    /// the transport, on which a driver can be probed again.
+    ///
+    /// # Errors
+    /// When the device cannot be reset; its memory is then not given back.
+    pub fn remove(mut self) -> Result<T, TransportError> {
+        self.transport.reset()?;
+        self.rq.into_iter().for_each(ReceiveQueue::release);
+        self.sq.into_iter().for_each(SendQueue::release);
+        if let Some(cvq) = self.cvq {
+            cvq.release();
+        }
+        Ok(self.transport)
+    }
+}
+
+/// Where a queue is, for a transport. It goes on after the last used buffer that was taken; where
+/// [`Transport::stop_queue`] returned another index, put that into `next`.
+#[must_use]
+pub fn queue_config(index: u16, vq: &SplitQueue) -> QueueConfig {
+    QueueConfig {
+        index,
+        size: vq.size(),
+        layout: vq.ring().layout(),
+        next: vq.last_used_idx(),
+    }
+}
+
+fn check_config(config: &VirtioNetConfig) -> Result<u16, ProbeError> {
+    let pairs = config.max_virtqueue_pairs.unwrap_or(1);
+    if !(1..=MAX_PAIRS).contains(&pairs) {
+        return Err(ProbeError::MaxPairs(pairs));
+    }
+    if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
+        return Err(ProbeError::Mtu(mtu));
+    }
+    let key = config.rss_max_key_size.unwrap_or(MIN_RSS_KEY);
+    let table = config
+        .rss_max_indirection_table_length
+        .unwrap_or(MIN_RSS_TABLE);
+    if key < MIN_RSS_KEY || table < MIN_RSS_TABLE {
+        return Err(ProbeError::Rss { key, table });
+    }
+    Ok(pairs)
+}

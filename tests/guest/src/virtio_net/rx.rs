@@ -1,0 +1,328 @@
+//! The receive side of a queue pair (Linux: `struct receive_queue`).
+//!
+//! What enters: used buffers. What leaves: frames, lent to the caller for the time of a call, and
+//! buffers back to the ring. Dropped and counted: buffers with impossible lengths, frames with
+//! missing buffers, headers that lie. Three kinds of buffer, as in Linux: small (one per frame),
+//! big (64 KiB in pages, for GSO without merging) and mergeable (a frame takes as many as it
+//! needs).
+
+use std::sync::Arc;
+
+use super::features as f;
+use super::header::{MAX_HDR_LEN, VirtioNetHdr};
+use super::stats::RxStats;
+use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
+use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::{RingFault, Segment, Used};
+use crate::transport::Transport;
+
+/// Shortest frame: an Ethernet header.
+pub const ETH_HLEN: usize = 14;
+/// Longest frame without VLAN offload: header, VLAN tag and 1500 bytes.
+pub const GOOD_PACKET_LEN: usize = ETH_HLEN + 4 + 1500;
+/// Longest GSO frame.
+pub const MAX_GSO_LEN: usize = 65_535 + ETH_HLEN + 4;
+
+/// How frames are laid into buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RxMode {
+    /// One buffer, one frame of ordinary size.
+    Small,
+    /// One buffer of many pages, one frame of any size.
+    Big,
+    /// MRG_RXBUF: one frame over several buffers.
+    Mergeable,
+}
+
+impl RxMode {
+    /// What `features` call for.
+    #[must_use]
+    pub fn of(features: u64) -> Self {
+        let gso = f::GUEST_TSO4
+            | f::GUEST_TSO6
+            | f::GUEST_ECN
+            | f::GUEST_UFO
+            | f::GUEST_USO4
+            | f::GUEST_USO6;
+        if features & f::MRG_RXBUF != 0 {
+            Self::Mergeable
+        } else if features & gso != 0 {
+            Self::Big
+        } else {
+            Self::Small
+        }
+    }
+}
+
+/// A piece of a frame, by its place in the buffer pool.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    offset: usize,
+    len: usize,
+}
+
+/// A received frame, lent until the call that gives it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct RxFrame<'a> {
+    /// Its header, checked.
+    pub hdr: VirtioNetHdr,
+    pool: &'a GuestSlice,
+    pieces: &'a [Piece],
+    len: usize,
+}
+
+impl RxFrame<'_> {
+    /// Bytes of the frame, without the virtio header.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: a frame has at least an Ethernet header.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Buffers that the frame is in.
+    #[must_use]
+    pub fn buffers(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Copies the frame's beginning into `buf`; how much.
+    #[inline]
+    pub fn copy_to(&self, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.pieces {
+            let len = piece.len.min(buf.len() - done);
+            self.pool.read(piece.offset, &mut buf[done..done + len]);
+            done += len;
+        }
+        done
+    }
+
+    /// The frame in a vector of its own.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        self.copy_to(&mut bytes);
+        bytes
+    }
+}
+
+/// A receive queue: its ring, its buffers, its counters.
+#[derive(Debug)]
+pub struct ReceiveQueue {
+    /// The ring.
+    pub vq: SplitQueue,
+    /// Counters.
+    pub stats: RxStats,
+    index: u16,
+    features: u64,
+    mode: RxMode,
+    hdr_len: usize,
+    pool: GuestSlice,
+    buf_len: usize,
+    stride: usize,
+    /// Buffers that are in nobody's hands.
+    free: Vec<u32>,
+    segments: Vec<Segment>,
+    /// Of the frame being put together.
+    pieces: Vec<Piece>,
+    slots: Vec<u32>,
+}
+
+impl ReceiveQueue {
+    /// Allocates ring and buffers; `buf_len` (virtio header included) overrides the usual length.
+    ///
+    /// # Errors
+    /// When guest memory is full.
+    pub fn new(
+        memory: &Arc<GuestMemory>,
+        index: u16,
+        size: u16,
+        features: u64,
+        options: SplitQueueOptions,
+        buf_len: Option<usize>,
+    ) -> Result<Self, MemoryError> {
+        let (mode, hdr_len) = (RxMode::of(features), VirtioNetHdr::len(features));
+        let usual = match mode {
+            RxMode::Small => hdr_len + GOOD_PACKET_LEN,
+            RxMode::Big => hdr_len + MAX_GSO_LEN,
+            RxMode::Mergeable => (hdr_len + GOOD_PACKET_LEN).next_multiple_of(64),
+        };
+        let buf_len = buf_len.unwrap_or(usual).max(hdr_len);
+        let stride = buf_len.next_multiple_of(64);
+        let per_buffer = 1 + (buf_len - hdr_len).div_ceil(PAGE_SIZE);
+        let direct = mode == RxMode::Big && usize::from(options.indirect) < per_buffer;
+        let count = usize::from(size) / if direct { per_buffer } else { 1 };
+        Ok(Self {
+            vq: SplitQueue::new(memory, size, options)?,
+            stats: RxStats::default(),
+            index,
+            features,
+            mode,
+            hdr_len,
+            pool: memory.allocate(stride * count, 64)?,
+            buf_len,
+            stride,
+            free: (0..count as u32).rev().collect(),
+            segments: Vec::with_capacity(per_buffer),
+            pieces: Vec::with_capacity(count),
+            slots: Vec::with_capacity(count),
+        })
+    }
+
+    /// Queue number.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// How frames are laid into buffers.
+    #[must_use]
+    pub fn mode(&self) -> RxMode {
+        self.mode
+    }
+
+    /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.
+    pub fn try_fill_recv(&mut self) -> usize {
+        let mut added = 0;
+        while let Some(&slot) = self.free.last() {
+            if !self.add_recvbuf(slot) {
+                break;
+            }
+            self.free.pop();
+            added += 1;
+        }
+        added
+    }
+
+    fn add_recvbuf(&mut self, slot: u32) -> bool {
+        let addr = self.pool.guest_addr() + slot as u64 * self.stride as u64;
+        self.segments.clear();
+        if self.mode == RxMode::Big {
+            self.segments.push(Segment::new(addr, self.hdr_len as u32));
+            for at in (self.hdr_len..self.buf_len).step_by(PAGE_SIZE) {
+                let len = PAGE_SIZE.min(self.buf_len - at);
+                self.segments
+                    .push(Segment::new(addr + at as u64, len as u32));
+            }
+        } else {
+            self.segments.push(Segment::new(addr, self.buf_len as u32));
+        }
+        self.vq.add(&[], &self.segments, slot).is_ok()
+    }
+
+    /// Publishes added buffers and kicks if the device wants it.
+    pub fn kick(&mut self, transport: &impl Transport) {
+        if self.vq.kick_prepare() {
+            transport.kick(self.index);
+            self.stats.kicks += 1;
+        }
+    }
+
+    /// Takes up to `budget` frames, good or bad, and lends the good ones to `deliver`
+    /// (`virtnet_receive`); how many were taken. Buffers are not given back to the ring here.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    pub fn receive(
+        &mut self,
+        budget: usize,
+        mut deliver: impl FnMut(RxFrame<'_>),
+    ) -> Result<usize, RingFault> {
+        let mut taken = 0;
+        while taken < budget {
+            let Some(used) = self.vq.get_buf()? else {
+                break;
+            };
+            taken += 1;
+            self.pieces.clear();
+            self.slots.clear();
+            let hdr = self.receive_buf(used)?;
+            if let Some(hdr) = hdr {
+                let len = self.pieces.iter().map(|piece| piece.len).sum();
+                self.stats.packets += 1;
+                self.stats.bytes += len as u64;
+                deliver(RxFrame {
+                    hdr,
+                    pool: &self.pool,
+                    pieces: &self.pieces,
+                    len,
+                });
+            } else {
+                self.stats.drops += 1;
+            }
+            self.free.append(&mut self.slots);
+        }
+        Ok(taken)
+    }
+
+    /// Puts a frame together in `pieces`; its header, or `None` when it is dropped.
+    fn receive_buf(&mut self, first: Used) -> Result<Option<VirtioNetHdr>, RingFault> {
+        self.slots.push(first.token);
+        let len = first.len as usize;
+        if len < self.hdr_len + ETH_HLEN || first.len > first.writable {
+            log::debug!("short packet or impossible length: {len}");
+            self.stats.length_errors += 1;
+            return Ok(None);
+        }
+        let offset = first.token as usize * self.stride;
+        let mut bytes = [0; MAX_HDR_LEN];
+        self.pool.read(offset, &mut bytes[..self.hdr_len]);
+        let hdr = VirtioNetHdr::from_bytes(&bytes, self.features);
+        self.pieces.push(Piece {
+            offset: offset + self.hdr_len,
+            len: len - self.hdr_len,
+        });
+        if self.mode == RxMode::Mergeable && !self.gather(hdr.num_buffers)? {
+            self.stats.length_errors += 1;
+            return Ok(None);
+        }
+        let len = self.pieces.iter().map(|piece| piece.len).sum();
+        if let Err(error) = hdr.check(len, self.features) {
+            log::debug!("{error}");
+            self.stats.frame_errors += 1;
+            return Ok(None);
+        }
+        Ok(Some(hdr))
+    }
+
+    /// Takes the frame's other buffers; whether all were there and possible.
+    fn gather(&mut self, num_buffers: u16) -> Result<bool, RingFault> {
+        if num_buffers == 0 {
+            log::debug!("rx error: a frame in 0 buffers");
+            return Ok(false);
+        }
+        let mut good = true;
+        for missing in (1..num_buffers).rev() {
+            let Some(used) = self.vq.get_buf()? else {
+                log::debug!("rx error: {missing} buffers out of {num_buffers} missing");
+                return Ok(false);
+            };
+            self.slots.push(used.token);
+            good &= used.len <= used.writable;
+            let offset = used.token as usize * self.stride;
+            self.pieces.push(Piece {
+                offset,
+                len: used.len as usize,
+            });
+        }
+        Ok(good)
+    }
+
+    /// Takes all buffers back from a stopped ring (`free_receive_bufs`).
+    pub fn detach_all(&mut self) {
+        while let Some(slot) = self.vq.detach_unused_buf() {
+            self.free.push(slot);
+        }
+    }
+
+    /// Gives ring and buffers back to guest memory; the device must be stopped.
+    pub fn release(self) {
+        self.pool.memory().release(&self.pool);
+        self.vq.release();
+    }
+}

@@ -1,0 +1,250 @@
+//! A device in the driver's own process: what a test says is what it does.
+//!
+//! It shows what a transport without sockets looks like, and lets tests write any used element.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nic_guest::memory::GuestMemory;
+use nic_guest::ring::RingMemory;
+use nic_guest::ring::raw::{Descriptor, RawRing};
+use nic_guest::transport::{QueueConfig, Transport, TransportError};
+
+/// A queue as the device has it.
+pub struct DeviceQueue {
+    pub raw: RawRing,
+    pub next: u16,
+    pub kicks: Cell<u64>,
+    pub interrupts: Cell<u64>,
+}
+
+/// The device.
+pub struct InProcess {
+    pub memory: Arc<GuestMemory>,
+    pub offered: u64,
+    pub chosen: u64,
+    pub config: [u8; 24],
+    /// Config reads during which config space changes.
+    pub torn_reads: u32,
+    pub generation: u32,
+    pub queues: Vec<Option<DeviceQueue>>,
+    /// What the control queue answers; `None`: nothing, ever.
+    pub ctrl_answer: Option<u8>,
+    pub ctrl_index: u16,
+    /// Commands seen: class, command, data.
+    pub commands: std::cell::RefCell<Vec<(u8, u8, Vec<u8>)>>,
+    ctrl_next: Cell<u16>,
+}
+
+impl InProcess {
+    pub fn new(offered: u64) -> Self {
+        let mut config = [0; 24];
+        config[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+        config[6] = 1;
+        config[8] = 2;
+        config[10..12].copy_from_slice(&1500u16.to_le_bytes());
+        config[17] = 40;
+        config[18] = 128;
+        Self {
+            memory: GuestMemory::new(32 << 20).unwrap(),
+            offered,
+            chosen: 0,
+            config,
+            torn_reads: 0,
+            generation: 0,
+            queues: Vec::new(),
+            ctrl_answer: Some(0),
+            ctrl_index: 4,
+            commands: Vec::new().into(),
+            ctrl_next: Cell::new(0),
+        }
+    }
+
+    pub fn queue(&mut self, index: u16) -> &mut DeviceQueue {
+        self.queues[usize::from(index)].as_mut().unwrap()
+    }
+
+    /// The next available chain of a queue.
+    pub fn take(&mut self, index: u16) -> Option<(u16, Vec<Descriptor>)> {
+        let memory = Arc::clone(&self.memory);
+        let queue = self.queue(index);
+        if queue.next == queue.raw.avail_idx() {
+            return None;
+        }
+        let head = queue.raw.avail_entry(queue.next);
+        queue.next = queue.next.wrapping_add(1);
+        Some((head, chain(&memory, &queue.raw, head)))
+    }
+
+    /// Uses a chain without an honest word.
+    pub fn put(&mut self, index: u16, head: u16, len: u32) {
+        let queue = self.queue(index);
+        let at = queue.raw.used_idx();
+        queue.raw.set_used_elem(at, head.into(), len);
+        queue.raw.set_used_idx(at.wrapping_add(1));
+        queue.interrupts.set(queue.interrupts.get() + 1);
+    }
+
+    /// Puts `bytes` into the next chain of a receive queue and uses it with `len`.
+    pub fn receive(&mut self, index: u16, bytes: &[u8], len: u32) {
+        let (head, chain) = self.take(index).expect("a receive buffer");
+        let mut rest = bytes;
+        for desc in chain {
+            let here = rest.len().min(desc.len as usize);
+            self.memory.write(desc.addr, &rest[..here]).unwrap();
+            rest = &rest[here..];
+        }
+        assert!(rest.is_empty(), "longer than the buffer");
+        self.put(index, head, len);
+    }
+
+    fn serve_control(&self) {
+        let Some(queue) = &self.queues[usize::from(self.ctrl_index)] else {
+            return;
+        };
+        while self.ctrl_next.get() != queue.raw.avail_idx() {
+            let head = queue.raw.avail_entry(self.ctrl_next.get());
+            self.ctrl_next.set(self.ctrl_next.get().wrapping_add(1));
+            let chain = chain(&self.memory, &queue.raw, head);
+            let (mut bytes, mut last) = (Vec::new(), 0);
+            for desc in &chain {
+                if desc.flags & 2 == 0 {
+                    let mut piece = vec![0; desc.len as usize];
+                    self.memory.read(desc.addr, &mut piece).unwrap();
+                    bytes.extend(piece);
+                }
+                last = desc.addr;
+            }
+            self.commands
+                .borrow_mut()
+                .push((bytes[0], bytes[1], bytes[2..].to_vec()));
+            let Some(answer) = self.ctrl_answer else {
+                continue;
+            };
+            self.memory.write(last, &[answer]).unwrap();
+            let at = queue.raw.used_idx();
+            queue.raw.set_used_elem(at, head.into(), 1);
+            queue.raw.set_used_idx(at.wrapping_add(1));
+        }
+    }
+}
+
+/// The descriptors of a chain, a table's included.
+pub fn chain(memory: &Arc<GuestMemory>, raw: &RawRing, head: u16) -> Vec<Descriptor> {
+    let mut desc = raw.desc(head);
+    if desc.flags & 4 != 0 {
+        let mut bytes = vec![0; desc.len as usize];
+        memory.read(desc.addr, &mut bytes).unwrap();
+        let word = |b: &[u8]| {
+            b.iter()
+                .rev()
+                .fold(0u64, |n, &byte| n << 8 | u64::from(byte))
+        };
+        return bytes
+            .chunks(16)
+            .map(|b| {
+                let (flags, next) = (word(&b[12..14]) as u16, word(&b[14..]) as u16);
+                Descriptor::new(word(&b[..8]), word(&b[8..12]) as u32, flags, next)
+            })
+            .collect();
+    }
+    let mut chain = vec![desc];
+    while desc.flags & 1 != 0 && chain.len() <= usize::from(raw.size()) {
+        desc = raw.desc(desc.next);
+        chain.push(desc);
+    }
+    chain
+}
+
+impl Transport for InProcess {
+    fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    fn device_features(&mut self) -> Result<u64, TransportError> {
+        Ok(self.offered)
+    }
+
+    fn set_driver_features(&mut self, features: u64) -> Result<(), TransportError> {
+        self.chosen = features;
+        Ok(())
+    }
+
+    fn read_config(&mut self, offset: u32, buf: &mut [u8]) -> Result<(), TransportError> {
+        if self.torn_reads > 0 {
+            self.torn_reads -= 1;
+            self.generation += 1;
+            self.config[5] += 1;
+        }
+        let at = offset as usize;
+        buf.copy_from_slice(&self.config[at..at + buf.len()]);
+        Ok(())
+    }
+
+    fn config_generation(&mut self) -> u32 {
+        self.generation
+    }
+
+    fn setup_queue(&mut self, queue: &QueueConfig) -> Result<(), TransportError> {
+        let index = usize::from(queue.index);
+        if self.queues.len() <= index {
+            self.queues.resize_with(index + 1, || None);
+        }
+        let ring = RingMemory::at(&self.memory, queue.size, queue.layout).unwrap();
+        let (kicks, interrupts) = (Cell::new(0), Cell::new(0));
+        let raw = RawRing::new(&ring);
+        self.queues[index] = Some(DeviceQueue {
+            raw,
+            next: queue.next,
+            kicks,
+            interrupts,
+        });
+        Ok(())
+    }
+
+    fn driver_ok(&mut self) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn enable_queue(&mut self, _index: u16, _enable: bool) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+        Ok(self.queue(index).next)
+    }
+
+    fn reset(&mut self) -> Result<(), TransportError> {
+        self.queues.clear();
+        self.ctrl_next.set(0);
+        Ok(())
+    }
+
+    fn kick(&self, index: u16) {
+        let queue = self.queues[usize::from(index)].as_ref().unwrap();
+        queue.kicks.set(queue.kicks.get() + 1);
+        if index == self.ctrl_index {
+            self.serve_control();
+        }
+    }
+
+    fn take_interrupt(&self, index: u16) -> u64 {
+        self.queues[usize::from(index)]
+            .as_ref()
+            .map_or(0, |queue| queue.interrupts.take())
+    }
+
+    fn wait_interrupt(&self, index: u16, _timeout: Duration) -> bool {
+        self.queues[usize::from(index)]
+            .as_ref()
+            .is_some_and(|queue| queue.interrupts.get() > 0)
+    }
+
+    fn wait(&self, _timeout: Duration) -> bool {
+        self.queues
+            .iter()
+            .flatten()
+            .any(|queue| queue.interrupts.get() > 0)
+    }
+}

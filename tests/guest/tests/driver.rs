@@ -1,0 +1,395 @@
+//! The driver against a device in its own process: what goes into rings, and devices that lie.
+
+mod common;
+
+use std::time::Duration;
+
+use common::in_process::InProcess;
+use nic_guest::ring::RingFault;
+use nic_guest::virtio_net::commands::RssConfig;
+use nic_guest::virtio_net::ctrl::CtrlError;
+use nic_guest::virtio_net::features as f;
+use nic_guest::virtio_net::header::VirtioNetHdr;
+use nic_guest::virtio_net::rx::RxMode;
+use nic_guest::virtio_net::tx::{TxLayout, XmitError};
+use nic_guest::virtio_net::{ProbeError, ProbeOptions, VirtnetInfo};
+
+const BASE: u64 = f::VERSION_1 | f::MAC | f::STATUS | f::CSUM | f::GUEST_CSUM;
+
+fn options() -> ProbeOptions {
+    ProbeOptions {
+        queue_size: 16,
+        ctrl_timeout: Duration::from_millis(1),
+        tx_buf_len: Some(2048),
+        ..ProbeOptions::default()
+    }
+}
+
+fn nic(offered: u64) -> VirtnetInfo<InProcess> {
+    VirtnetInfo::probe(InProcess::new(offered), &options()).unwrap()
+}
+
+/// Header and frame as a device writes them.
+fn with_header(hdr: VirtioNetHdr, hdr_len: usize, frame: &[u8]) -> Vec<u8> {
+    [&hdr.to_bytes()[..hdr_len], frame].concat()
+}
+
+fn frames(nic: &mut VirtnetInfo<InProcess>) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    nic.poll(0, 64, |frame| frames.push(frame.to_vec()))
+        .unwrap();
+    frames
+}
+
+/// All receive buffers are in the ring, or can be put there again.
+fn assert_full(nic: &mut VirtnetInfo<InProcess>) {
+    nic.rq[0].try_fill_recv();
+    nic.rq[0].kick(&nic.transport);
+    assert_eq!(nic.rq[0].vq.num_free(), 0, "receive buffers were lost");
+}
+
+#[test]
+fn small_frames_arrive() {
+    let mut nic = nic(BASE);
+    assert_eq!(nic.rq[0].mode(), RxMode::Small);
+    let frame: Vec<u8> = (0..100).collect();
+    for round in 0..100 {
+        let mut seen = Vec::new();
+        for n in 0..16 {
+            let bytes = with_header(VirtioNetHdr::default(), 12, &frame[..60 + n]);
+            nic.transport.receive(0, &bytes, bytes.len() as u32);
+        }
+        let taken = nic.poll(0, 64, |f| seen.push(f.to_vec())).unwrap();
+        assert_eq!(taken, 16, "round {round}");
+        assert!(
+            seen.iter()
+                .zip(60..)
+                .all(|(bytes, len)| bytes[..] == frame[..len])
+        );
+        assert_full(&mut nic);
+    }
+    assert_eq!(nic.rq[0].stats.packets, 1600);
+    assert_eq!(nic.rq[0].stats.bytes, 100 * (60..76).sum::<u64>());
+    assert_eq!(nic.rq[0].stats.drops, 0);
+}
+
+#[test]
+fn mergeable_frames_are_put_together() {
+    let mut nic = nic(BASE | f::MRG_RXBUF);
+    let frame: Vec<u8> = (0..4000u32).map(|n| (n % 251) as u8).collect();
+    let hdr = VirtioNetHdr {
+        num_buffers: 3,
+        ..VirtioNetHdr::default()
+    };
+    let bytes = with_header(hdr, 12, &frame);
+    for piece in bytes.chunks(1500) {
+        nic.transport.receive(0, piece, piece.len() as u32);
+    }
+    let mut buffers = 0;
+    let mut short = [0; 10];
+    nic.poll(0, 64, |f| {
+        buffers = f.buffers();
+        assert_eq!(f.to_vec(), frame);
+        assert_eq!(f.copy_to(&mut short), 10);
+    })
+    .unwrap();
+    assert_eq!(buffers, 3);
+    assert_eq!(short, frame[..10]);
+    assert_full(&mut nic);
+}
+
+#[test]
+fn big_buffers_take_gso_frames_whole() {
+    let offered = BASE | f::GUEST_TSO4 | f::INDIRECT_DESC;
+    let mut nic = nic(offered);
+    assert_eq!(nic.rq[0].mode(), RxMode::Big);
+    let frame: Vec<u8> = (0..60_000u32).map(|n| (n % 253) as u8).collect();
+    let hdr = VirtioNetHdr::needs_csum(34, 16).with_gso(1, 1448, 54);
+    let bytes = with_header(hdr, 12, &frame);
+    nic.transport.receive(0, &bytes, bytes.len() as u32);
+    assert_eq!(frames(&mut nic), [frame]);
+}
+
+#[test]
+fn the_hash_is_reported() {
+    let mut device = InProcess::new(BASE | f::CTRL_VQ | f::HASH_REPORT);
+    device.ctrl_index = 2;
+    let mut nic = VirtnetInfo::probe(device, &options()).unwrap();
+    let hdr = VirtioNetHdr {
+        hash_value: 0xdead_beef,
+        hash_report: 2,
+        ..VirtioNetHdr::default()
+    };
+    let bytes = with_header(hdr, 20, &[7; 60]);
+    nic.transport.receive(0, &bytes, 80);
+    let mut seen = VirtioNetHdr::default();
+    nic.poll(0, 1, |f| seen = f.hdr).unwrap();
+    assert_eq!((seen.hash_value, seen.hash_report), (0xdead_beef, 2));
+}
+
+#[test]
+fn impossible_lengths_cost_the_frame_only() {
+    let mut nic = nic(BASE);
+    let good = with_header(VirtioNetHdr::default(), 12, &[1; 60]);
+    for len in [0, 11, 12, 25, 1531, u32::MAX] {
+        nic.transport.receive(0, &good, len);
+    }
+    nic.transport.receive(0, &good, 72);
+    assert_eq!(frames(&mut nic).len(), 1);
+    assert_eq!(
+        (nic.rq[0].stats.length_errors, nic.rq[0].stats.drops),
+        (6, 6)
+    );
+    assert_full(&mut nic);
+}
+
+#[test]
+fn lying_num_buffers_cost_the_frame_only() {
+    let mut nic = nic(BASE | f::MRG_RXBUF);
+    let with = |num_buffers| {
+        with_header(
+            VirtioNetHdr {
+                num_buffers,
+                ..VirtioNetHdr::default()
+            },
+            12,
+            &[1; 60],
+        )
+    };
+    for (lie, dropped) in [(0, 1), (2, 2), (17, 3), (0xffff, 4)] {
+        nic.transport.receive(0, &with(lie), 72);
+        assert!(frames(&mut nic).is_empty());
+        assert_eq!(nic.rq[0].stats.drops, dropped);
+        assert_full(&mut nic);
+    }
+    // Too long a second buffer: the frame goes, the next one comes.
+    nic.transport.receive(0, &with(2), 72);
+    nic.transport.receive(0, &[2; 100], u32::MAX);
+    nic.transport.receive(0, &with(1), 72);
+    assert_eq!(frames(&mut nic), [vec![1; 60]]);
+    assert_full(&mut nic);
+    assert_eq!(nic.rq[0].stats.length_errors, 5);
+}
+
+#[test]
+fn lying_headers_cost_the_frame_only() {
+    let mut nic = nic(BASE);
+    let gso = VirtioNetHdr {
+        gso_type: 1,
+        gso_size: 1448,
+        ..VirtioNetHdr::default()
+    };
+    for hdr in [VirtioNetHdr::needs_csum(50, 9), gso] {
+        let bytes = with_header(hdr, 12, &[1; 60]);
+        nic.transport.receive(0, &bytes, 72);
+    }
+    let fine = with_header(VirtioNetHdr::needs_csum(50, 8), 12, &[1; 60]);
+    nic.transport.receive(0, &fine, 72);
+    assert_eq!(frames(&mut nic).len(), 1);
+    assert_eq!(
+        (nic.rq[0].stats.frame_errors, nic.rq[0].stats.drops),
+        (2, 2)
+    );
+    assert_full(&mut nic);
+}
+
+#[test]
+fn a_broken_ring_is_reported_and_left_alone() {
+    let mut nic = nic(BASE);
+    nic.transport.queue(0).raw.set_used_idx(17);
+    let fault = RingFault::UsedIndex {
+        from: 0,
+        to: 17,
+        outstanding: 16,
+    };
+    assert_eq!(nic.poll(0, 64, |_| {}), Err(fault));
+    assert_eq!(nic.poll(0, 64, |_| {}), Err(fault));
+    nic.transport.queue(1).raw.set_used_idx(1);
+    let sent = nic.start_xmit(0, &[0; 60], &VirtioNetHdr::default());
+    assert!(matches!(
+        sent,
+        Err(XmitError::Broken(RingFault::UsedIndex { .. }))
+    ));
+}
+
+#[test]
+fn frames_are_laid_out_as_asked() {
+    let shapes = [
+        (TxLayout::Single, 0, vec![72]),
+        (TxLayout::HeaderSeparate, 0, vec![12, 60]),
+        (TxLayout::HeaderSeparate, f::INDIRECT_DESC, vec![12, 60]),
+        (TxLayout::Cut(vec![5, 5, 2, 1]), 0, vec![5, 5, 2, 1, 59]),
+        (
+            TxLayout::Cut(vec![5, 5, 2, 1]),
+            f::INDIRECT_DESC,
+            vec![5, 5, 2, 1, 59],
+        ),
+    ];
+    for (layout, ring, lengths) in shapes {
+        let options = ProbeOptions {
+            tx_layout: layout,
+            ..options()
+        };
+        let mut nic = VirtnetInfo::probe(InProcess::new(BASE | ring), &options).unwrap();
+        let frame: Vec<u8> = (0..60).collect();
+        let hdr = VirtioNetHdr::needs_csum(34, 6);
+        nic.start_xmit(0, &frame, &hdr).unwrap();
+        assert!(nic.transport.take(1).is_none(), "published with the kick");
+        nic.flush(0);
+        assert_eq!(nic.transport.queue(1).kicks.get(), 1);
+        let (head, chain) = nic.transport.take(1).unwrap();
+        assert_eq!(chain.iter().map(|d| d.len).collect::<Vec<_>>(), lengths);
+        let mut bytes = Vec::new();
+        for desc in &chain {
+            let mut piece = vec![0; desc.len as usize];
+            nic.transport.memory.read(desc.addr, &mut piece).unwrap();
+            bytes.extend(piece);
+        }
+        assert_eq!(bytes, with_header(hdr, 12, &frame));
+        nic.transport.put(1, head, 0);
+        assert_eq!(nic.sq[0].free_old_xmit(), Ok(1));
+        assert_eq!((nic.sq[0].stats.packets, nic.sq[0].stats.bytes), (1, 60));
+    }
+}
+
+#[test]
+fn a_full_send_ring_is_busy_until_the_device_works() {
+    let mut nic = nic(BASE);
+    let hdr = VirtioNetHdr::default();
+    for _ in 0..16 {
+        nic.start_xmit(0, &[0; 60], &hdr).unwrap();
+    }
+    assert_eq!(nic.start_xmit(0, &[0; 60], &hdr), Err(XmitError::Busy));
+    assert_eq!(
+        nic.start_xmit(0, &[0; 2048], &hdr),
+        Err(XmitError::TooLong(2048))
+    );
+    nic.flush(0);
+    let (head, _) = nic.transport.take(1).unwrap();
+    nic.transport.put(1, head, 0);
+    nic.start_xmit(0, &[0; 60], &hdr).unwrap();
+    assert_eq!((nic.sq[0].stats.busy, nic.sq[0].stats.too_long), (1, 1));
+}
+
+const CTRL: u64 = BASE | f::CTRL_VQ | f::CTRL_RX | f::MQ | f::RSS | f::CTRL_MAC_ADDR;
+
+#[test]
+fn commands_arrive_as_the_standard_has_them() {
+    let mut nic = nic(CTRL);
+    nic.set_promisc(true).unwrap();
+    nic.set_mac_table(&[[1; 6]], &[[2; 6], [3; 6]]).unwrap();
+    nic.set_mac_address([4; 6]).unwrap();
+    let rss = RssConfig {
+        hash_types: 3,
+        indirection_table: vec![0, 1],
+        max_tx_vq: 2,
+        key: vec![9; 40],
+        ..RssConfig::default()
+    };
+    nic.set_rss(&rss).unwrap();
+    assert_eq!(nic.mac(), [4; 6]);
+    let commands = nic.transport.commands.take();
+    assert_eq!(commands[0], (4, 0, vec![1, 0]), "queue pairs at probe");
+    assert_eq!(commands[1], (0, 0, vec![1]));
+    let table = [&[1, 0, 0, 0][..], &[1; 6], &[2, 0, 0, 0], &[2; 6], &[3; 6]].concat();
+    assert_eq!(commands[2], (1, 0, table));
+    assert_eq!(commands[3], (1, 1, vec![4; 6]));
+    let bytes = [
+        &[3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 2, 0, 40][..],
+        &[9; 40],
+    ]
+    .concat();
+    assert_eq!(commands[4], (4, 1, bytes));
+}
+
+#[test]
+fn refusals_and_silence_are_errors() {
+    let mut nic = nic(CTRL);
+    nic.transport.ctrl_answer = Some(1);
+    assert_eq!(nic.set_promisc(true), Err(CtrlError::Refused(1)));
+    nic.transport.ctrl_answer = None;
+    for _ in 0..8 {
+        assert_eq!(nic.set_promisc(true), Err(CtrlError::TimedOut));
+    }
+    assert_eq!(nic.set_promisc(true), Err(CtrlError::Full));
+    // A device that wakes up late gets its slots reused, not confused.
+    nic.transport.ctrl_answer = Some(0);
+    let raw = nic.transport.queue(4).raw.clone();
+    for n in 0..8 {
+        let at = raw.used_idx();
+        raw.set_used_elem(at, raw.avail_entry(at).into(), n);
+        raw.set_used_idx(at.wrapping_add(1));
+    }
+    assert_eq!(nic.set_promisc(true), Ok(()));
+    assert_eq!(self::nic(BASE).set_promisc(true), Err(CtrlError::NoQueue));
+}
+
+#[test]
+fn impossible_config_space_fails_the_probe() {
+    let probe = |change: &dyn Fn(&mut InProcess)| {
+        let mut device = InProcess::new(CTRL | f::MTU);
+        change(&mut device);
+        VirtnetInfo::probe(device, &options()).map(|nic| nic.config)
+    };
+    assert!(matches!(
+        probe(&|d| d.config[8] = 0),
+        Err(ProbeError::MaxPairs(0))
+    ));
+    assert!(matches!(
+        probe(&|d| d.config[9] = 0xff),
+        Err(ProbeError::MaxPairs(0xff02))
+    ));
+    assert!(matches!(
+        probe(&|d| d.config[17] = 39),
+        Err(ProbeError::Rss { key: 39, .. })
+    ));
+    assert!(matches!(
+        probe(&|d| d.config[18] = 127),
+        Err(ProbeError::Rss { table: 127, .. })
+    ));
+    assert!(matches!(
+        probe(&|d| d.config[10..12].fill(0)),
+        Err(ProbeError::Mtu(0))
+    ));
+    let torn = probe(&|d| d.torn_reads = 3).unwrap();
+    assert_eq!(
+        torn.mac,
+        Some([2, 0, 0, 0, 0, 4]),
+        "read again until it rests"
+    );
+    assert!(matches!(
+        probe(&|d| d.torn_reads = 99),
+        Err(ProbeError::Transport(_))
+    ));
+}
+
+#[test]
+fn features_are_masked_or_forced() {
+    let options = ProbeOptions {
+        features: f::SUPPORTED & !f::GUEST_CSUM,
+        ..options()
+    };
+    let nic = VirtnetInfo::probe(InProcess::new(BASE | f::GUEST_TSO4), &options).unwrap();
+    assert_eq!(
+        nic.transport.chosen,
+        f::VERSION_1 | f::MAC | f::STATUS | f::CSUM
+    );
+    let forced = ProbeOptions {
+        features: f::GUEST_TSO4 | 1 << 4,
+        exact: true,
+        ..options
+    };
+    let nic = VirtnetInfo::probe(InProcess::new(0), &forced).unwrap();
+    assert_eq!(nic.transport.chosen, f::GUEST_TSO4 | 1 << 4);
+}
+
+#[test]
+fn memory_comes_back_when_the_device_is_let_go() {
+    let mut transport = InProcess::new(CTRL | f::INDIRECT_DESC | f::GUEST_TSO4);
+    for _ in 0..100 {
+        let mut nic = VirtnetInfo::probe(transport, &options()).unwrap();
+        nic.start_xmit(0, &[0; 60], &VirtioNetHdr::default())
+            .unwrap();
+        transport = nic.remove().unwrap();
+    }
+}
