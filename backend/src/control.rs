@@ -1,0 +1,204 @@
+//! The control socket: a running NIC is watched and changed through it.
+//!
+//! One request a line, one answer a line, both JSON. Requests: `{"command":"stats"}`, `{"command":"link"}`,
+//! `{"command":"link","up":true}`. Answers: `{"ok":...}` or `{"error":"..."}`.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use log::{error, warn};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::server::{NicServer, listen};
+
+/// The longest request, in octets.
+const MAX_REQUEST: usize = 4096;
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// All counts and states.
+    Stats,
+    /// The link's state, after it was changed if `up` says so.
+    Link {
+        /// Up or down; as it is if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        up: Option<bool>,
+    },
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+fn perform(nic: &NicServer, request: Request) -> anyhow::Result<Value> {
+    match request {
+        Request::Stats => Ok(serde_json::to_value(nic.status()?)?),
+        Request::Link { up } => {
+            let changed = up.map(|up| nic.set_link(up)).transpose()?.unwrap_or(false);
+            let status = nic.status()?.nic.port;
+            Ok(json!({
+                "link": if status.link { "up" } else { "down" },
+                "speed_mbps": status.speed_mbps,
+                "changed": changed,
+            }))
+        }
+    }
+}
+
+/// Asks the NIC behind the control socket `path`.
+///
+/// # Errors
+/// Nobody answers there, or the answer is an error.
+pub fn ask(path: &Path, request: Request) -> anyhow::Result<Value> {
+    let mut stream = UnixStream::connect(path).with_context(|| {
+        format!(
+            "no NIC answers on {} (is it the path given to serve --control?)",
+            path.display()
+        )
+    })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .context("the NIC did not answer")?;
+    match serde_json::from_str(&answer).context("the NIC's answer makes no sense")? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(error) => bail!("the NIC says: {error}"),
+    }
+}
+
+/// The control socket of one NIC, for the management thread's event loop.
+pub struct ControlSocket<'a> {
+    nic: &'a NicServer,
+    path: PathBuf,
+    listener: UnixListener,
+    connections: HashMap<RawFd, Connection>,
+}
+
+struct Connection {
+    stream: UnixStream,
+    request: Vec<u8>,
+}
+
+impl<'a> ControlSocket<'a> {
+    /// Listens on `path`.
+    ///
+    /// # Errors
+    /// That cannot be listened on.
+    pub fn new(nic: &'a NicServer, path: &Path) -> anyhow::Result<Self> {
+        let listener = listen(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(ControlSocket {
+            nic,
+            path: path.to_owned(),
+            listener,
+            connections: HashMap::new(),
+        })
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => return warn!("control: cannot accept a connection: {error}"),
+        };
+        if self.connections.len() == MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+            return warn!(
+                "control: refused a connection, there are {}",
+                self.connections.len()
+            );
+        }
+        if let Err(error) = ops.add(Events::new(&stream, EventSet::IN)) {
+            return warn!("control: cannot wait for a connection: {error}");
+        }
+        let connection = Connection {
+            stream,
+            request: Vec::new(),
+        };
+        self.connections
+            .insert(connection.stream.as_raw_fd(), connection);
+    }
+
+    /// Reads from a connection and answers what is complete. Returns whether it goes on.
+    fn serve(nic: &NicServer, connection: &mut Connection) -> bool {
+        let mut chunk = [0; MAX_REQUEST];
+        let read = match connection.stream.read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(read) => read,
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        connection.request.extend(&chunk[..read]);
+        while let Some(end) = connection.request.iter().position(|&octet| octet == b'\n') {
+            let line: Vec<u8> = connection.request.drain(..=end).collect();
+            let answer = match serde_json::from_slice::<Request>(&line) {
+                Ok(request) => match perform(nic, request) {
+                    Ok(value) => Answer::Ok(value),
+                    Err(error) => Answer::Error(format!("{error:#}")),
+                },
+                Err(error) => Answer::Error(format!("no request: {error}")),
+            };
+            let mut line = match serde_json::to_vec(&answer) {
+                Ok(line) => line,
+                Err(error) => {
+                    error!("control: cannot write an answer: {error}");
+                    return false;
+                }
+            };
+            line.push(b'\n');
+            // The socket is non-blocking: a client that does not read loses the connection.
+            if connection.stream.write_all(&line).is_err() {
+                return false;
+            }
+        }
+        connection.request.len() < MAX_REQUEST
+    }
+}
+
+impl MutEventSubscriber for ControlSocket<'_> {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.listener.as_raw_fd() {
+            return self.accept(ops);
+        }
+        let Some(connection) = self.connections.get_mut(&events.fd()) else {
+            return;
+        };
+        if !Self::serve(self.nic, connection) {
+            // It is in the set: it was added when the connection came.
+            let _ = ops.remove(events);
+            self.connections.remove(&events.fd());
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.listener, EventSet::IN)) {
+            error!("control: cannot wait for connections: {error}");
+        }
+    }
+}
+
+impl Drop for ControlSocket<'_> {
+    fn drop(&mut self) {
+        // Whoever removed it already did what we want.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,263 @@
+//! One NIC with its socket and its threads.
+//!
+//! The socket takes one front-end at a time; the next one waits in the socket's queue until the present one is
+//! gone. The card stays as it is meanwhile, counters and all.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, bail};
+use log::{error, info};
+use nic_device::features::Features;
+use nic_device::nic::{Nic, NicStatus};
+use nic_model::port::PortConfig;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::Serialize;
+
+use crate::card::Card;
+use crate::relay::FrontEnd;
+use crate::session::{self, SessionConfig};
+use crate::wire::{PortFacts, WireSpec};
+use crate::worker::{self, Ended, LEAD, WorkerHandle};
+
+/// What a NIC is made of.
+#[derive(Clone, Debug)]
+pub struct NicConfig {
+    /// Where it listens for a front-end.
+    pub socket: PathBuf,
+    /// The card.
+    pub port: PortConfig,
+    /// What is offered to drivers.
+    pub features: Features,
+    /// What its line is plugged into.
+    pub wire: WireSpec,
+    /// Whether the worker spins instead of sleeping.
+    pub poll: bool,
+    /// Whether each message of the protocol is logged.
+    pub trace: bool,
+}
+
+/// A NIC that runs. It stops, and its socket is removed, when it is dropped.
+pub struct NicServer {
+    socket: PathBuf,
+    worker: WorkerHandle,
+    front_end: Arc<FrontEnd>,
+    wire: WireSpec,
+    stop: Arc<EventFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a NIC has done and where it stands, at one instant.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerStatus {
+    /// Its socket.
+    pub socket: String,
+    /// Its wire.
+    pub wire: String,
+    /// Front-ends that have connected so far.
+    pub connections: u64,
+    /// Messages of theirs that were refused.
+    pub refused_messages: u64,
+    /// Times that the worker slept.
+    pub worker_sleeps: u64,
+    /// The wire's own counts.
+    pub wire_counters: serde_json::Map<String, serde_json::Value>,
+    /// The card.
+    #[serde(flatten)]
+    pub nic: NicStatus,
+}
+
+impl NicServer {
+    /// Starts a NIC. When this returns, front-ends can connect.
+    ///
+    /// # Errors
+    /// The socket or the wire cannot be opened; the message says why.
+    pub fn start(config: NicConfig) -> anyhow::Result<Self> {
+        let listener = listen(&config.socket)?;
+        match Self::start_behind(&listener, config.clone()) {
+            Ok(server) => Ok(server),
+            Err(error) => {
+                remove(&config.socket);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_behind(listener: &UnixListener, config: NicConfig) -> anyhow::Result<Self> {
+        let facts = PortFacts {
+            mac: config.port.mac,
+            mtu: config.port.mtu,
+            speed: config.port.speed,
+        };
+        let wire = config.wire.open(&facts)?;
+        let (port, features) = (config.port.clone(), config.features);
+        let make = move |now| {
+            let port = PortConfig { lead: LEAD, ..port };
+            Card::new(Nic::new(&port, features), wire, now)
+        };
+        let (worker, thread) = worker::spawn(make, config.poll)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let stop = Arc::new(EventFd::from_flags(flags)?);
+        let mut server = NicServer {
+            socket: config.socket,
+            worker: worker.clone(),
+            front_end: Arc::default(),
+            wire: config.wire,
+            stop: stop.clone(),
+            threads: vec![thread],
+        };
+        let session = SessionConfig {
+            worker,
+            offered: config.features,
+            queues: 2 * usize::from(config.port.queue_pairs) + 1,
+            trace: config.trace,
+            front_end: server.front_end.clone(),
+        };
+        let listener = listener.try_clone()?;
+        let accept = move || accept(&listener, &session, &stop);
+        let thread = thread::Builder::new()
+            .name("nic-accept".into())
+            .spawn(accept)?;
+        // Stopped in this order: no connection is left when the worker ends.
+        server.threads.insert(0, thread);
+        Ok(server)
+    }
+
+    /// Brings the link up or down, and tells the driver. Returns whether that was a change.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn set_link(&self, up: bool) -> Result<bool, Ended> {
+        let changed = self.worker.call(move |worker| {
+            let now = worker.now();
+            worker.card.set_link(now, up)
+        })?;
+        if changed {
+            info!("link {}", if up { "up" } else { "down" });
+            self.front_end.config_changed();
+        }
+        Ok(changed)
+    }
+
+    /// All counts.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn status(&self) -> Result<ServerStatus, Ended> {
+        let (nic, wire_counters, worker_sleeps) = self.worker.call(|worker| {
+            let card = &worker.card;
+            (card.nic.status(), card.wire().counters(), worker.sleeps)
+        })?;
+        Ok(ServerStatus {
+            socket: self.socket.display().to_string(),
+            wire: self.wire.to_string(),
+            connections: self.front_end.connections.load(Ordering::Relaxed),
+            refused_messages: self.front_end.refused.load(Ordering::Relaxed),
+            worker_sleeps,
+            wire_counters: wire_counters
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count.into()))
+                .collect(),
+            nic,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for NicServer {
+    fn drop(&mut self) {
+        // If the eventfd or the worker is gone already, so are those who would hear of it.
+        let _ = self.stop.write(1);
+        let mut threads = self.threads.drain(..);
+        if let Some(accept) = threads.next() {
+            let _ = accept.join();
+        }
+        let _ = self.worker.call(worker::Worker::stop);
+        for thread in threads {
+            let _ = thread.join();
+        }
+        remove(&self.socket);
+    }
+}
+
+/// Binds the socket. One that a dead process left behind is replaced; one that somebody listens on is not.
+pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Ok(there) = fs::symlink_metadata(path) {
+        if !there.file_type().is_socket() {
+            bail!(
+                "{} exists and is no socket; remove it or choose another path",
+                path.display()
+            );
+        }
+        if UnixStream::connect(path).is_ok() {
+            bail!(
+                "somebody listens on {} already; choose another path",
+                path.display()
+            );
+        }
+        fs::remove_file(path)
+            .with_context(|| format!("cannot remove the stale socket {}", path.display()))?;
+    }
+    UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+fn remove(socket: &Path) {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            error!("cannot remove {}: {error}", socket.display());
+        }
+        _ => {}
+    }
+}
+
+/// Serves one front-end after the other until `stop` is readable.
+fn accept(listener: &UnixListener, session: &SessionConfig, stop: &EventFd) {
+    loop {
+        let mut fds = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                error!("cannot wait for front-ends: {error}");
+                return;
+            }
+        }
+        if fds[1].any().unwrap_or(true) {
+            return;
+        }
+        if !fds[0].any().unwrap_or(false) {
+            continue;
+        }
+        let front = match listener.accept() {
+            Ok((front, _)) => front,
+            Err(error) => {
+                error!("cannot accept a front-end: {error}");
+                thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            }
+        };
+        session
+            .front_end
+            .connections
+            .fetch_add(1, Ordering::Relaxed);
+        info!("a front-end connected");
+        if let Err(error) = session::serve(front, session, stop) {
+            error!("the connection cannot be served: {error:#}");
+        }
+    }
+}

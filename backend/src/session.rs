@@ -1,0 +1,237 @@
+//! One front-end's connection, from the first message to the last.
+//!
+//! A session joins three parties: the front-end's socket, the [`relay`](crate::relay) behind it, and the crate
+//! vhost-user-backend, which keeps the protocol's state and calls [`NicBackend`]. What it is told goes to the
+//! worker as jobs. When the connection ends, however it ends, the worker lets go of the guest's memory.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use anyhow::{Context, anyhow};
+use log::{debug, info, warn};
+use nic_device::config;
+use nic_device::features::Features;
+use nic_device::memory::GuestMemory;
+use nic_device::ring::BadRing;
+use nic_device::split::{Layout, SplitRing};
+use nix::sys::eventfd::EventFd;
+use vhost::vhost_user::Listener;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+use crate::relay::{FrontEnd, Relay};
+use crate::vring::{Memory, NicVring, Said, with_session};
+use crate::worker::{Worker, WorkerHandle};
+
+/// What the rings and the crate's callbacks share.
+pub struct Session {
+    worker: WorkerHandle,
+    state: Mutex<State>,
+    rings: Vec<Mutex<Said>>,
+}
+
+#[derive(Default)]
+struct State {
+    memory: Option<Arc<GuestMemory>>,
+    acked: Features,
+}
+
+impl Session {
+    /// Runs `job` on the worker. `None` if it has ended: then the process is about to.
+    pub(crate) fn call<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Worker) -> R + Send + 'static,
+    ) -> Option<R> {
+        self.worker.call(job).ok()
+    }
+
+    /// What the front-end has said about ring `index`.
+    pub(crate) fn said(&self, index: usize) -> MutexGuard<'_, Said> {
+        self.rings[index].lock().expect("no holder panics")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Whether a ring could be at `layout` in the present memory.
+    pub(crate) fn check_layout(&self, layout: &Layout) -> Result<(), BadRing> {
+        let (memory, acked) = {
+            let state = self.state();
+            (state.memory.clone(), state.acked)
+        };
+        let memory = memory.ok_or(BadRing::Unmapped {
+            part: "descriptor table",
+            addr: layout.descriptors,
+            len: 16 * u64::from(layout.size),
+        })?;
+        SplitRing::new(memory, layout, acked).map(|_| ())
+    }
+}
+
+/// What the crate calls.
+#[derive(Clone)]
+struct NicBackend {
+    session: Arc<Session>,
+    offered: Features,
+    queues: usize,
+}
+
+impl VhostUserBackend for NicBackend {
+    type Bitmap = ();
+    type Vring = NicVring;
+
+    fn num_queues(&self) -> usize {
+        self.queues
+    }
+
+    fn max_queue_size(&self) -> usize {
+        NicVring::MAX_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        self.offered.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let acked = Features::from_bits_truncate(features);
+        info!("the driver accepted {acked}");
+        self.session.state().acked = acked;
+        let set = self
+            .session
+            .call(move |worker| worker.card.nic.set_features(acked));
+        if let Some(Err(error)) = set {
+            warn!("a queue cannot go on with these features: {error}");
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        info!("the front-end resets the device");
+        self.session.state().acked = Features::empty();
+        for index in 0..self.queues {
+            self.session.said(index).reset();
+        }
+        self.session.call(Worker::reset);
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The worker learns it with the other features.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.session
+            .call(move |worker| config::read(&worker.card.nic.port, offset as usize, size as usize))
+            .unwrap_or_else(|| vec![0; size as usize])
+    }
+
+    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+        // Modern drivers have the control queue; an error would end the connection of the others.
+        info!(
+            "the driver writes {buf:x?} to the configuration space at {offset}: ignored, it is read-only"
+        );
+        Ok(())
+    }
+
+    fn update_memory(&self, mem: Memory) -> io::Result<()> {
+        let memory = Arc::new(GuestMemory::new(mem.memory().into_inner()));
+        debug!("guest memory: {memory}");
+        self.session.state().memory = Some(memory.clone());
+        let set = self
+            .session
+            .worker
+            .call(move |worker| worker.card.nic.device.set_memory(Some(memory)))?;
+        if let Err(error) = set {
+            warn!("a queue cannot go on in the new memory: {error}");
+        }
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // The worker serves all queues; the crate's own threads would compete with it for kicks.
+        Vec::new()
+    }
+
+    fn handle_event(
+        &self,
+        _device_event: u16,
+        _evset: EventSet,
+        _vrings: &[NicVring],
+        _thread_id: usize,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a session needs to know of the NIC that it serves.
+#[derive(Clone)]
+pub struct SessionConfig {
+    /// The NIC's worker.
+    pub worker: WorkerHandle,
+    /// What is offered to drivers.
+    pub offered: Features,
+    /// Virtqueues, the control queue included.
+    pub queues: usize,
+    /// Whether each message is logged.
+    pub trace: bool,
+    /// What others may know of the front-end.
+    pub front_end: Arc<FrontEnd>,
+}
+
+/// Serves a front-end until it leaves, breaks the protocol, or `stop` is readable.
+///
+/// # Errors
+/// Our side failed: the session could not begin.
+pub fn serve(front: UnixStream, config: &SessionConfig, stop: &EventFd) -> anyhow::Result<()> {
+    let session = Arc::new(Session {
+        worker: config.worker.clone(),
+        state: Mutex::default(),
+        rings: (0..config.queues).map(|_| Mutex::default()).collect(),
+    });
+    let backend = NicBackend {
+        session: session.clone(),
+        offered: config.offered,
+        queues: config.queues,
+    };
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon = with_session(&session, || {
+        VhostUserDaemon::new("nic-vhost-user".into(), backend, memory)
+    })
+    .map_err(|error| anyhow!("{error}"))?;
+    let back = connect(&mut daemon).context("cannot connect the relay to the protocol's thread")?;
+    let ended = Relay::new(front, back, config).run(stop);
+    daemon.request_shutdown();
+    if let Err(error) = daemon.wait() {
+        debug!("the protocol's thread ended: {error}");
+    }
+    config.front_end.left();
+    session.call(Worker::release);
+    info!("connection ended: {ended}");
+    Ok(())
+}
+
+/// Starts the daemon on one end of a private connection and returns the other. The crate only listens on a path;
+/// it is in a directory that nobody else can enter, and gone when this returns.
+fn connect(daemon: &mut VhostUserDaemon<NicBackend>) -> anyhow::Result<UnixStream> {
+    let directory = tempfile::Builder::new()
+        .prefix("vhost-user-nic-")
+        .tempdir()?;
+    let path = directory.path().join("relay");
+    let mut listener = Listener::new(&path, false)?;
+    let back = UnixStream::connect(&path)?;
+    daemon
+        .start(&mut listener)
+        .map_err(|error| anyhow!("{error}"))?;
+    Ok(back)
+}

@@ -1,0 +1,291 @@
+//! A ring as the front-end sets it up, message by message.
+//!
+//! The crate vhost-user-backend keeps rings behind its trait [`VringT`] and tells them what a front-end says.
+//! [`NicVring`] takes notice of addresses and descriptors on the way, and has the worker set the ring up as
+//! soon as it is complete: it has a place, and it was given something to kick. Front-ends send all this in
+//! many orders; none matters here.
+//!
+//! The crate makes the rings itself and gives them no context; [`with_session`] puts that where they find it.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+use log::{info, warn};
+use nic_device::interrupt::{CallFd, Interrupt};
+use nic_device::ring::BadRing;
+use nic_device::split::Layout;
+use nic_device::virtio_net::QueueSetup;
+use vhost_user_backend::{VringRwLock, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::Error as VirtQueError;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::protocol::MAX_RING;
+use crate::session::Session;
+
+/// Guest memory as the crate holds it.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+thread_local! {
+    static BUILDING: RefCell<Option<(Arc<Session>, usize)>> = const { RefCell::new(None) };
+}
+
+/// Calls `build`, which makes rings on this thread, one after the other: they belong to `session` and are
+/// numbered from 0.
+pub fn with_session<R>(session: &Arc<Session>, build: impl FnOnce() -> R) -> R {
+    BUILDING.set(Some((session.clone(), 0)));
+    let built = build();
+    BUILDING.set(None);
+    built
+}
+
+/// What the front-end has said about a ring.
+#[derive(Debug, Default)]
+pub struct Said {
+    layout: Layout,
+    placed: bool,
+    /// The next chain to take, by the front-end's word, or where the ring stopped.
+    base: u16,
+    /// Whether it was started by a kick descriptor, and not stopped since.
+    started: bool,
+    enabled: bool,
+    call: Option<File>,
+    error: Option<File>,
+}
+
+impl Said {
+    /// RESET_DEVICE: nothing but the descriptors is still true.
+    pub fn reset(&mut self) {
+        self.layout = Layout::default();
+        self.placed = false;
+        self.base = 0;
+        self.started = false;
+        self.enabled = false;
+    }
+}
+
+/// A ring of the session's device.
+#[derive(Clone)]
+pub struct NicVring {
+    inner: VringRwLock<Memory>,
+    index: usize,
+    session: Arc<Session>,
+}
+
+impl NicVring {
+    /// Largest ring that may be asked for.
+    pub const MAX_SIZE: usize = MAX_RING as usize;
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.session.said(self.index)
+    }
+
+    /// Has the worker set the ring up as it stands now, if it is complete.
+    fn set_up(&self) {
+        let index = self.index;
+        let setup = {
+            let said = self.said();
+            if !said.started || !said.placed {
+                return;
+            }
+            QueueSetup {
+                layout: said.layout,
+                enabled: said.enabled,
+                interrupt: line(index, said.call.as_ref()),
+                error: line(index, said.error.as_ref()),
+            }
+        };
+        let base = self.said().base;
+        let result = self.session.call(move |worker| {
+            let nic = &mut worker.card.nic;
+            let result = nic.device.set_up(index, setup);
+            if let Some(next) = nic.device.position(index).filter(|&next| next != base) {
+                info!("queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is");
+            }
+            result
+        });
+        if let Some(Err(error)) = result {
+            warn!("queue {index} cannot be set up: {error}");
+        }
+    }
+}
+
+/// An interrupt through `file`.
+fn line(index: usize, file: Option<&File>) -> Option<Box<dyn Interrupt>> {
+    let fd = OwnedFd::from(file?.try_clone().ok()?);
+    match CallFd::new(fd) {
+        Ok(call) => Some(Box::new(call)),
+        Err(error) => {
+            warn!("queue {index}: its call descriptor cannot be used: {error}");
+            None
+        }
+    }
+}
+
+impl<'a> VringStateGuard<'a, Memory> for NicVring {
+    type G = RwLockReadGuard<'a, VringState<Memory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for NicVring {
+    type G = RwLockWriteGuard<'a, VringState<Memory>>;
+}
+
+impl VringT<Memory> for NicVring {
+    fn new(mem: Memory, max_queue_size: u16) -> Result<Self, VirtQueError> {
+        let (session, index) = BUILDING.with_borrow_mut(|building| {
+            let (session, next) = building.as_mut().expect("rings are made in `with_session`");
+            *next += 1;
+            (session.clone(), *next - 1)
+        });
+        Ok(NicVring {
+            inner: VringRwLock::new(mem, max_queue_size)?,
+            index,
+            session,
+        })
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+        self.inner.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+        self.inner.get_mut()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), VirtQueError> {
+        self.inner.add_used(desc_index, len)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.inner.signal_used_queue()
+    }
+
+    fn enable_notification(&self) -> Result<bool, VirtQueError> {
+        self.inner.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), VirtQueError> {
+        self.inner.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, VirtQueError> {
+        self.inner.needs_notification()
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.inner.set_enabled(enabled);
+        self.said().enabled = enabled;
+        let index = self.index;
+        self.session
+            .call(move |worker| worker.card.nic.device.enable(index, enabled));
+    }
+
+    fn set_queue_info(
+        &self,
+        desc_table: u64,
+        avail_ring: u64,
+        used_ring: u64,
+    ) -> Result<(), VirtQueError> {
+        let index = self.index;
+        let layout = Layout {
+            size: self.said().layout.size,
+            descriptors: desc_table,
+            available: avail_ring,
+            used: used_ring,
+        };
+        self.session.check_layout(&layout).map_err(|error| {
+            warn!("queue {index}: refused SET_VRING_ADDR: {error}");
+            match error {
+                BadRing::Size(_) => VirtQueError::InvalidMaxSize,
+                BadRing::Misaligned { .. } => VirtQueError::InvalidDescTableAlign,
+                BadRing::Unmapped { .. } => VirtQueError::AddressOverflow,
+            }
+        })?;
+        self.inner
+            .set_queue_info(desc_table, avail_ring, used_ring)?;
+        {
+            let mut said = self.said();
+            said.layout = layout;
+            said.placed = true;
+        }
+        self.set_up();
+        Ok(())
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.said().base
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.inner.set_queue_next_avail(base);
+        self.said().base = base;
+    }
+
+    fn set_queue_next_used(&self, idx: u16) {
+        self.inner.set_queue_next_used(idx);
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, VirtQueError> {
+        self.inner.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, num: u16) {
+        self.inner.set_queue_size(num);
+        self.said().layout.size = num;
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.inner.set_queue_event_idx(enabled);
+    }
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.inner.set_queue_ready(ready);
+        if ready {
+            return;
+        }
+        // GET_VRING_BASE: from its answer on, nothing of the ring may be touched.
+        let index = self.index;
+        let stopped = self.session.call(move |worker| {
+            worker.set_kick(index, None);
+            worker.card.nic.device.tear_down(index)
+        });
+        let mut said = self.said();
+        said.started = false;
+        if let Some(Some(next)) = stopped {
+            said.base = next;
+        }
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        let kick = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.inner.set_kick(file);
+        let index = self.index;
+        if kick.is_some() {
+            self.said().started = true;
+            self.set_up();
+        }
+        self.session
+            .call(move |worker| worker.set_kick(index, kick));
+    }
+
+    fn read_kick(&self) -> io::Result<bool> {
+        self.inner.read_kick()
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        let index = self.index;
+        let interrupt = line(index, file.as_ref());
+        self.said().call = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.inner.set_call(file);
+        self.session
+            .call(move |worker| worker.card.nic.device.set_interrupt(index, interrupt));
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.said().error = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.inner.set_err(file);
+        self.set_up();
+    }
+}

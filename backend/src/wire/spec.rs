@@ -1,0 +1,366 @@
+//! Wires as users write them: text in, a wire that is plugged in out, or a line that says what was wrong.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nic_model::frame::{ETHERNET_HEADER, FCS};
+use nic_model::mac::MIN_FRAME;
+
+use super::generator::{Generator, Load, MAX_FLOWS};
+use super::loopback::Loopback;
+use super::none::NoWire;
+use super::partner::Partner;
+use super::pcap::Replay;
+use super::sink::Sink;
+use super::tap::{self, Tap};
+use super::{OpenError, PortFacts, Wire};
+
+/// The longest frame at the largest MTU, with its check sequence.
+const LONGEST: u64 = (u16::MAX as usize + ETHERNET_HEADER + FCS) as u64;
+
+/// Which wire, as users write it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WireSpec {
+    /// Nothing is plugged in: what is sent is lost, nothing comes.
+    None,
+    /// A plug that connects the two directions: what is sent comes back.
+    Loopback,
+    /// A small host that answers ARP, ping and the echo and discard services at 10.77.0.1.
+    #[default]
+    Partner,
+    /// Frames without end; what is sent is lost.
+    Generator {
+        /// Frames a second; without it, as many as the line takes.
+        pps: Option<NonZeroU64>,
+        /// Octets of a frame with its check sequence.
+        size: usize,
+        /// Distinct flows that the frames belong to.
+        flows: u32,
+        /// Frames in all; without it, no end.
+        count: Option<u64>,
+    },
+    /// Looks at every frame that is sent, as a receiver would, and drops it. Nothing comes.
+    Sink,
+    /// A capture that is replayed, and one that is written.
+    Pcap {
+        /// What comes.
+        input: PathBuf,
+        /// Where what is sent is written.
+        output: Option<PathBuf>,
+        /// Frames a second instead of the capture's own spacing.
+        pps: Option<NonZeroU64>,
+    },
+    /// A TAP device of this host.
+    Tap {
+        /// The interface's name.
+        name: String,
+    },
+}
+
+/// What is wrong with the text of a wire.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{text:?} is no wire: {reason}; use none, loopback, partner, sink, generator[:pps=N,size=N,flows=N,count=N], pcap=IN[,OUT][,pps=N] or tap=NAME"
+)]
+pub struct BadWire {
+    text: String,
+    reason: String,
+}
+
+impl WireSpec {
+    /// Plugs the wire into the port of `facts`.
+    ///
+    /// # Errors
+    /// What it needs is not there, or the port cannot use it.
+    pub fn open(&self, facts: &PortFacts) -> Result<Box<dyn Wire>, OpenError> {
+        Ok(match self {
+            WireSpec::None => Box::new(NoWire::default()),
+            WireSpec::Loopback => Box::new(Loopback::default()),
+            WireSpec::Partner => Box::new(Partner::new(facts)),
+            WireSpec::Sink => Box::new(Sink::default()),
+            &WireSpec::Generator {
+                pps,
+                size,
+                flows,
+                count,
+            } => {
+                let load = Load {
+                    pps,
+                    size,
+                    flows,
+                    count,
+                };
+                Box::new(Generator::new(load, facts)?)
+            }
+            WireSpec::Pcap { input, output, pps } => {
+                Box::new(Replay::open(input, output.as_deref(), *pps)?)
+            }
+            WireSpec::Tap { name } => {
+                let named = |reason| OpenError::Tap {
+                    name: name.clone(),
+                    reason,
+                };
+                Box::new(Tap::open(name, facts.mtu).map_err(named)?)
+            }
+        })
+    }
+}
+
+impl fmt::Display for WireSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WireSpec::None => f.write_str("none"),
+            WireSpec::Loopback => f.write_str("loopback"),
+            WireSpec::Partner => f.write_str("partner"),
+            WireSpec::Sink => f.write_str("sink"),
+            WireSpec::Generator {
+                pps,
+                size,
+                flows,
+                count,
+            } => {
+                write!(f, "generator:size={size},flows={flows}")?;
+                if let Some(pps) = pps {
+                    write!(f, ",pps={pps}")?;
+                }
+                if let Some(count) = count {
+                    write!(f, ",count={count}")?;
+                }
+                Ok(())
+            }
+            WireSpec::Pcap { input, output, pps } => {
+                write!(f, "pcap={}", input.display())?;
+                if let Some(output) = output {
+                    write!(f, ",{}", output.display())?;
+                }
+                if let Some(pps) = pps {
+                    write!(f, ",pps={pps}")?;
+                }
+                Ok(())
+            }
+            WireSpec::Tap { name } => write!(f, "tap={name}"),
+        }
+    }
+}
+
+impl FromStr for WireSpec {
+    type Err = BadWire;
+    fn from_str(text: &str) -> Result<Self, BadWire> {
+        parse(text).map_err(|reason| BadWire {
+            text: text.to_owned(),
+            reason,
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<WireSpec, String> {
+    let (kind, rest) = match text.find([':', '=']) {
+        Some(at) => (&text[..at], Some(&text[at..])),
+        None => (text, None),
+    };
+    match (kind, rest) {
+        ("none", None) => Ok(WireSpec::None),
+        ("loopback", None) => Ok(WireSpec::Loopback),
+        ("partner", None) => Ok(WireSpec::Partner),
+        ("sink", None) => Ok(WireSpec::Sink),
+        ("none" | "loopback" | "partner" | "sink", Some(rest)) => {
+            Err(format!("{kind} takes no options, remove {rest:?}"))
+        }
+        ("generator", None) => generator(""),
+        ("generator", Some(rest)) => match rest.strip_prefix(':') {
+            Some(options) => generator(options),
+            None => Err("the generator's options follow a colon".into()),
+        },
+        ("pcap", Some(rest)) if rest.starts_with('=') => pcap(&rest[1..]),
+        ("pcap", _) => Err("which capture is missing, as in pcap=in.pcap".into()),
+        ("tap", Some(rest)) if rest.starts_with('=') => tap(&rest[1..]),
+        ("tap", _) => Err("the interface's name is missing, as in tap=tap0".into()),
+        ("", None) => Err("it is empty".into()),
+        _ => Err(format!("there is no {kind:?}")),
+    }
+}
+
+fn generator(options: &str) -> Result<WireSpec, String> {
+    let (mut pps, mut size, mut flows, mut count) = (None, MIN_FRAME, 1, None);
+    for option in options.split(',').filter(|_| !options.is_empty()) {
+        match option.split_once('=') {
+            Some(("pps", value)) => pps = Some(rate(value)?),
+            Some(("size", value)) => {
+                size = number("size", value, MIN_FRAME as u64, LONGEST)? as usize;
+            }
+            Some(("flows", value)) => {
+                flows = number("flows", value, 1, u64::from(MAX_FLOWS))? as u32;
+            }
+            Some(("count", value)) => count = Some(number("count", value, 1, u64::MAX)?),
+            _ => return Err(format!("the generator has no option {option:?}")),
+        }
+    }
+    Ok(WireSpec::Generator {
+        pps,
+        size,
+        flows,
+        count,
+    })
+}
+
+fn pcap(options: &str) -> Result<WireSpec, String> {
+    let mut parts = options.split(',');
+    let input = match parts.next() {
+        Some(input) if !input.is_empty() => PathBuf::from(input),
+        _ => return Err("which capture is missing, as in pcap=in.pcap".into()),
+    };
+    let (mut output, mut pps) = (None, None);
+    for part in parts {
+        match part.split_once('=') {
+            Some(("pps", value)) => pps = Some(rate(value)?),
+            _ if part.is_empty() => return Err("a file's name is missing behind a comma".into()),
+            _ if output.is_none() => output = Some(PathBuf::from(part)),
+            _ => {
+                return Err(format!(
+                    "{part:?} is a third file, one is replayed and one written"
+                ));
+            }
+        }
+    }
+    Ok(WireSpec::Pcap { input, output, pps })
+}
+
+fn tap(name: &str) -> Result<WireSpec, String> {
+    if !tap::is_name(name) {
+        return Err(format!(
+            "{name:?} is no interface's name, which has 1 to 15 characters and no space, slash, colon or percent sign"
+        ));
+    }
+    Ok(WireSpec::Tap { name: name.into() })
+}
+
+fn rate(value: &str) -> Result<NonZeroU64, String> {
+    let pps = number("pps", value, 1, 1_000_000_000)?;
+    Ok(NonZeroU64::new(pps).expect("it is 1 at least"))
+}
+
+fn number(name: &str, value: &str, least: u64, most: u64) -> Result<u64, String> {
+    match value.parse() {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        _ if most == u64::MAX => Err(format!(
+            "{name}= is a number from {least} up, not {value:?}"
+        )),
+        _ => Err(format!(
+            "{name}= is a number from {least} to {most}, not {value:?}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generator(pps: u64, size: usize, flows: u32, count: Option<u64>) -> WireSpec {
+        WireSpec::Generator {
+            pps: NonZeroU64::new(pps),
+            size,
+            flows,
+            count,
+        }
+    }
+
+    fn pcap(input: &str, output: Option<&str>, pps: u64) -> WireSpec {
+        WireSpec::Pcap {
+            input: input.into(),
+            output: output.map(PathBuf::from),
+            pps: NonZeroU64::new(pps),
+        }
+    }
+
+    #[test]
+    fn what_users_write_is_understood_and_written_back() {
+        let tap0 = WireSpec::Tap {
+            name: "tap0".into(),
+        };
+        for (text, spec) in [
+            ("none", WireSpec::None),
+            ("loopback", WireSpec::Loopback),
+            ("partner", WireSpec::Partner),
+            ("sink", WireSpec::Sink),
+            ("generator", generator(0, 64, 1, None)),
+            ("generator:", generator(0, 64, 1, None)),
+            ("generator:pps=1000", generator(1000, 64, 1, None)),
+            (
+                "generator:count=5,flows=64512,size=9018,pps=1000000000",
+                generator(1_000_000_000, 9018, 64512, Some(5)),
+            ),
+            ("pcap=in.pcap", pcap("in.pcap", None, 0)),
+            ("pcap=/a:b/in,out", pcap("/a:b/in", Some("out"), 0)),
+            ("pcap=in,pps=7", pcap("in", None, 7)),
+            ("pcap=in,pps=7,out", pcap("in", Some("out"), 7)),
+            ("pcap=in,x=y", pcap("in", Some("x=y"), 0)),
+            ("tap=tap0", tap0),
+        ] {
+            assert_eq!(text.parse::<WireSpec>().unwrap(), spec, "{text}");
+            assert_eq!(
+                spec.to_string().parse::<WireSpec>().unwrap(),
+                spec,
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, reason) in [
+            ("", "it is empty"),
+            ("ethernet", "there is no \"ethernet\""),
+            ("Partner", "there is no \"Partner\""),
+            ("partner:x", "partner takes no options, remove \":x\""),
+            ("none=1", "none takes no options"),
+            ("generator=5", "follow a colon"),
+            ("generator:pps", "no option \"pps\""),
+            (
+                "generator:pps=0",
+                "pps= is a number from 1 to 1000000000, not \"0\"",
+            ),
+            ("generator:pps=1.5", "not \"1.5\""),
+            (
+                "generator:size=63",
+                "size= is a number from 64 to 65553, not \"63\"",
+            ),
+            ("generator:flows=0", "flows= is a number from 1 to 64512"),
+            (
+                "generator:count=-1",
+                "count= is a number from 1 up, not \"-1\"",
+            ),
+            ("generator:rate=5", "no option \"rate=5\""),
+            ("generator:pps=5,", "no option \"\""),
+            ("pcap", "which capture is missing"),
+            ("pcap:in", "which capture is missing"),
+            ("pcap=", "which capture is missing"),
+            ("pcap=in,", "a file's name is missing"),
+            ("pcap=a,b,c", "\"c\" is a third file"),
+            ("pcap=a,pps=x", "not \"x\""),
+            ("tap", "the interface's name is missing, as in tap=tap0"),
+            ("tap=", "\"\" is no interface's name"),
+            ("tap=abcdefghijklmnop", "no interface's name"),
+            ("tap=tap%d", "no interface's name"),
+        ] {
+            let error = text.parse::<WireSpec>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+            assert!(error.contains("is no wire") && error.contains("or tap=NAME"));
+        }
+    }
+
+    #[test]
+    fn wires_that_need_nothing_open() {
+        let facts = crate::wire::testing::facts(1500);
+        for text in ["none", "loopback", "partner", "sink", "generator:size=1518"] {
+            assert!(
+                text.parse::<WireSpec>().unwrap().open(&facts).is_ok(),
+                "{text}"
+            );
+        }
+        let spec: WireSpec = "pcap=/nowhere/in.pcap".parse().unwrap();
+        let error = spec.open(&facts).err().unwrap().to_string();
+        assert!(error.contains("/nowhere/in.pcap"), "{error}");
+    }
+}

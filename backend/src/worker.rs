@@ -1,0 +1,337 @@
+//! The worker: a thread that owns a card and runs it to completion.
+//!
+//! It moves bursts until nothing is left to do. Then, in interrupt mode, it asks the driver for kicks, looks once
+//! more, and sleeps until a kick, the wire, a deadline or a job wakes it; in poll mode it spins. Whoever else
+//! wants something of the card sends a job, which runs between two bursts: so there are no locks, and
+//! when [`WorkerHandle::call`] returns, what it asked for has happened.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::Context;
+use log::{debug, warn};
+use nic_model::time::Nanos;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustix::event::epoll;
+
+use crate::card::Card;
+use crate::clock::{Clock, RealClock};
+
+/// How far the card may run ahead of the clock: about what a sleeping thread is late.
+pub const LEAD: Duration = Duration::from_micros(100);
+
+/// Rounds without work that the worker makes before it sleeps: a driver that answers at once is not waited
+/// for asleep.
+const IDLE_ROUNDS: u32 = 3;
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// What woke the worker: the wire, a job, or from [`FIRST_KICK`] on, a queue's kick.
+const WIRE: u64 = 0;
+const JOB: u64 = 1;
+const FIRST_KICK: u64 = 2;
+
+/// The worker's own side.
+pub struct Worker {
+    /// The card and its wire.
+    pub card: Card,
+    clock: RealClock,
+    poll: bool,
+    jobs: Receiver<Job>,
+    wake: Arc<EventFd>,
+    epoll: OwnedFd,
+    kicks: Vec<Option<File>>,
+    /// Whether the wire's descriptor wakes us.
+    wire_watched: bool,
+    stopping: bool,
+    /// Times that it slept.
+    pub sleeps: u64,
+}
+
+/// The worker's side that others hold.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    jobs: Sender<Job>,
+    wake: Arc<EventFd>,
+}
+
+/// The worker has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the NIC's worker has ended")]
+pub struct Ended;
+
+impl From<Ended> for io::Error {
+    fn from(ended: Ended) -> Self {
+        io::Error::other(ended)
+    }
+}
+
+impl WorkerHandle {
+    /// Runs `job` on the worker's thread, between two bursts, and returns what it returns.
+    ///
+    /// # Errors
+    /// The worker has ended.
+    pub fn call<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Worker) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let job = Box::new(move |worker: &mut Worker| {
+            // The caller waits for it below, unless its thread has ended.
+            let _ = answer.send(job(worker));
+        });
+        self.jobs.send(job).map_err(|_| Ended)?;
+        self.wake.write(1).map_err(|_| Ended)?;
+        answered.recv().map_err(|_| Ended)
+    }
+}
+
+/// Ends the process when its thread panics: half a NIC is worse than one that a supervisor restarts.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Starts a worker for the card that `make` builds on its thread.
+///
+/// # Errors
+/// The system refuses a thread or a descriptor, or the wire cannot be waited for.
+pub fn spawn(
+    make: impl FnOnce(Nanos) -> Card + Send + 'static,
+    poll: bool,
+) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let wake = Arc::new(EventFd::from_flags(flags)?);
+    let ours = wake.clone();
+    let (jobs, queue) = mpsc::channel();
+    let (ready, started) = mpsc::sync_channel(1);
+    let run = move || {
+        let _guard = EndOnPanic;
+        // Sleeps end on time, not when it suits the kernel (the default slack is 50 us).
+        let _ = nix::sys::prctl::set_timerslack(1);
+        let clock = RealClock::start();
+        let card = make(clock.now());
+        let worker = Worker::new(card, clock, poll, queue, ours);
+        match worker {
+            Ok(mut worker) => {
+                let _ = ready.send(Ok(()));
+                worker.run();
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        }
+    };
+    let thread = thread::Builder::new()
+        .name("nic-worker".into())
+        .spawn(run)?;
+    started.recv().context("the worker ended at once")??;
+    Ok((WorkerHandle { jobs, wake }, thread))
+}
+
+impl Worker {
+    fn new(
+        card: Card,
+        clock: RealClock,
+        poll: bool,
+        jobs: Receiver<Job>,
+        wake: Arc<EventFd>,
+    ) -> anyhow::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&epoll, wake.as_fd(), JOB)?;
+        if let Some(fd) = card.wire().readable() {
+            watch(&epoll, fd, WIRE).context("cannot wait for the wire")?;
+        }
+        let queues = card.nic.device.queues();
+        Ok(Worker {
+            card,
+            clock,
+            poll,
+            jobs,
+            wake,
+            epoll,
+            kicks: (0..queues).map(|_| None).collect(),
+            wire_watched: true,
+            stopping: false,
+            sleeps: 0,
+        })
+    }
+
+    fn run(&mut self) {
+        let mut idle = 0;
+        while !self.stopping {
+            let worked = self.card.round(self.clock.now());
+            let asked = self.do_jobs();
+            if worked || asked {
+                if idle > IDLE_ROUNDS {
+                    self.card.nic.busy();
+                }
+                idle = 0;
+                continue;
+            }
+            if self.poll {
+                std::hint::spin_loop();
+                continue;
+            }
+            idle += 1;
+            if idle > IDLE_ROUNDS && !self.card.nic.idle(self.clock.now()) {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Does what others asked for. Returns whether there was anything.
+    fn do_jobs(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(job) = self.jobs.try_recv() {
+            job(self);
+            any = true;
+        }
+        any
+    }
+
+    /// Has the wire's descriptor wake us only while the port would take what comes: it stays readable until
+    /// somebody reads it.
+    fn watch_wire(&mut self, now: Nanos) {
+        let wanted = self.card.nic.port.rx_room(now) > 0;
+        let Some(fd) = self.card.wire().readable() else {
+            return;
+        };
+        if wanted != self.wire_watched {
+            let flags = if wanted {
+                epoll::EventFlags::IN
+            } else {
+                epoll::EventFlags::empty()
+            };
+            let data = epoll::EventData::new_u64(WIRE);
+            match epoll::modify(&self.epoll, fd, data, flags) {
+                Ok(()) => self.wire_watched = wanted,
+                Err(error) => warn!("cannot change what the wire wakes for: {error}"),
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        let now = self.clock.now();
+        self.watch_wire(now);
+        let timeout = self.card.next_deadline(now).map(|due| {
+            let left = due.since(now);
+            rustix::event::Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
+        });
+        self.sleeps += 1;
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
+        let woken = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((woken, _)) => woken,
+            Err(rustix::io::Errno::INTR) => return,
+            Err(error) => {
+                // Nothing that a caller could mend; do not spin on it either.
+                warn!("cannot wait for events: {error}");
+                thread::sleep(Duration::from_millis(10));
+                return;
+            }
+        };
+        let mut kicked = Vec::new();
+        for event in woken {
+            match event.data.u64() {
+                WIRE => {}
+                JOB => {
+                    // Non-blocking; a job that comes now wakes us again.
+                    let _ = self.wake.read();
+                }
+                token => kicked.push((token - FIRST_KICK) as usize),
+            }
+        }
+        for queue in kicked {
+            self.kicked(queue);
+        }
+    }
+
+    /// Takes the kick of `queue`.
+    fn kicked(&mut self, queue: usize) {
+        let Some(Some(kick)) = self.kicks.get_mut(queue) else {
+            return;
+        };
+        let mut count = [0; 8];
+        match kick.read(&mut count) {
+            Ok(read) if read > 0 => self.card.nic.device.count_kick(queue),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            ended => {
+                warn!("queue {queue}: its kick descriptor is broken ({ended:?}), not watching it");
+                self.set_kick(queue, None);
+            }
+        }
+    }
+
+    /// Watches `kick` for `queue` instead of what was watched before.
+    pub fn set_kick(&mut self, queue: usize, kick: Option<File>) {
+        let slot = &mut self.kicks[queue];
+        if let Some(old) = slot.take() {
+            // It is in the set unless adding it failed.
+            let _ = epoll::delete(&self.epoll, &old);
+        }
+        let Some(kick) = kick else { return };
+        let watched = nonblocking(&kick)
+            .and_then(|()| watch(&self.epoll, kick.as_fd(), FIRST_KICK + queue as u64));
+        match watched {
+            Ok(()) => *slot = Some(kick),
+            Err(error) => warn!("queue {queue}: its kick descriptor cannot be waited for: {error}"),
+        }
+    }
+
+    /// Resets what the driver and the front-end set up.
+    pub fn reset(&mut self) {
+        for queue in 0..self.kicks.len() {
+            self.set_kick(queue, None);
+        }
+        self.card.nic.reset();
+    }
+
+    /// Lets go of the guest: its queues, its descriptors and its memory.
+    pub fn release(&mut self) {
+        self.reset();
+        // Without queues nothing can fail.
+        let _ = self.card.nic.device.set_memory(None);
+    }
+
+    /// Ends the worker once the present job is done.
+    pub fn stop(&mut self) {
+        debug!("the worker stops");
+        self.stopping = true;
+    }
+
+    /// The present instant on the worker's clock.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+}
+
+fn nonblocking(fd: &File) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    let data = epoll::EventData::new_u64(token);
+    epoll::add(epoll, fd, data, epoll::EventFlags::IN)?;
+    Ok(())
+}
