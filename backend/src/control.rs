@@ -76,11 +76,18 @@ pub fn ask(path: &Path, request: Request) -> anyhow::Result<Value> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
     let mut answer = String::new();
-    BufReader::new(stream)
-        .read_line(&mut answer)
-        .context("the NIC did not answer")?;
+    let asked = stream
+        .write_all(&line)
+        .and_then(|()| BufReader::new(stream).read_line(&mut answer))
+        .map_err(|error| (error.kind(), error));
+    match asked {
+        Ok(0) | Err((io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _)) => bail!(
+            "the NIC hung up without an answer; it serves {MAX_CONNECTIONS} connections at once"
+        ),
+        Ok(_) => {}
+        Err((_, error)) => return Err(error).context("the NIC did not answer"),
+    }
     match serde_json::from_str(&answer).context("the NIC's answer makes no sense")? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(error) => bail!("the NIC says: {error}"),

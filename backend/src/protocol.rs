@@ -268,7 +268,8 @@ impl Message {
             Request::SET_VRING_ADDR => {
                 self.payload_is(40)?;
                 self.descriptors_are(0)?;
-                self.ring(u64::from(self.u32_at(0)), rings)
+                self.ring(u64::from(self.u32_at(0)), rings)?;
+                self.ring_addresses()
             }
             Request::SET_VRING_KICK | Request::SET_VRING_CALL | Request::SET_VRING_ERR => {
                 self.payload_is(8)?;
@@ -350,6 +351,29 @@ impl Message {
         }
     }
 
+    /// Flags and addresses of a SET_VRING_ADDR. The only flag there is asks for a log of writes.
+    fn ring_addresses(&self) -> Result<(), Refusal> {
+        for (what, value, wrong) in [
+            ("the flags' word", u64::from(self.u32_at(4)), !1),
+            (
+                "the descriptor table's misaligned address",
+                self.u64_at(8),
+                15,
+            ),
+            ("the used ring's misaligned address", self.u64_at(16), 3),
+            (
+                "the available ring's misaligned address",
+                self.u64_at(24),
+                1,
+            ),
+        ] {
+            if value & wrong != 0 {
+                return Err(Refusal::Value { what, value });
+            }
+        }
+        Ok(())
+    }
+
     fn memory_table(&self) -> Result<(), Refusal> {
         let regions = self.u32_at(0) as usize;
         if regions == 0 || regions > MAX_FDS {
@@ -366,11 +390,23 @@ impl Message {
         check_regions(&self.payload[8..described], &self.fds)
     }
 
-    /// Cuts off what follows the last region of a memory table: User-mode Linux always sends room for two.
-    pub fn trim_memory_table(&mut self) {
-        if self.code() == Some(Request::SET_MEM_TABLE) {
-            let regions = self.u32_at(0) as usize;
-            self.payload.truncate(8 + REGION * regions);
+    /// Cuts off what follows the last region of a memory table, since User-mode Linux always sends room for two,
+    /// and puts the regions in the order of their guest addresses, the only one that the crate takes.
+    pub fn tidy_memory_table(&mut self) {
+        if self.code() != Some(Request::SET_MEM_TABLE) {
+            return;
+        }
+        let count = self.u32_at(0) as usize;
+        let (described, _) = self.payload[8..8 + REGION * count].as_chunks::<REGION>();
+        let mut regions: Vec<_> = described.iter().copied().zip(self.fds.drain(..)).collect();
+        regions.sort_by_key(|(region, _)| {
+            let (guest, _) = region.as_chunks::<8>();
+            u64::from_ne_bytes(guest[0])
+        });
+        self.payload.truncate(8);
+        for (region, fd) in regions {
+            self.payload.extend(region);
+            self.fds.push(fd);
         }
     }
 }

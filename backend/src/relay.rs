@@ -8,6 +8,7 @@
 //! | SET_VRING_ENABLE before any SET_FEATURES, or the first after RESET_DEVICE or RESET_OWNER | first passes on a SET_FEATURES of its own with bit 30 alone: QEMU sends them in that order, and the crate refuses to |
 //! | SET_BACKEND_REQ_FD | keeps the socket and answers: the crate cannot send CONFIG_CHANGE_MSG through it |
 //! | SET_MEM_TABLE with room behind its regions | cuts it off: User-mode Linux sends it, and the crate refuses it |
+//! | SET_MEM_TABLE with regions in any order | sorts them by guest address: the crate refuses others |
 //! | SET_VRING_KICK without a descriptor | attaches one that is always readable: the ring is polled |
 //!
 //! A refused message is answered with an error if the front-end asked for answers; else the connection ends. In
@@ -123,8 +124,10 @@ pub struct Relay<'a> {
     owed: u32,
     /// Whether the crate knows that the front-end negotiates protocol features.
     features_known: bool,
-    /// Whether the front-end listens to answers that it asks for.
-    reply_ack: bool,
+    /// Whether the front-end has asked what is offered, and wants to be able to ask for answers. The crate gives
+    /// any only to who did both.
+    features_asked: bool,
+    wants_answers: bool,
 }
 
 impl<'a> Relay<'a> {
@@ -139,14 +142,20 @@ impl<'a> Relay<'a> {
             answers: Incoming::default(),
             owed: 0,
             features_known: false,
-            reply_ack: false,
+            features_asked: false,
+            wants_answers: false,
         }
     }
 
     /// Passes messages on until the connection ends or `stop` is readable.
     pub fn run(mut self, stop: &EventFd) -> Ended {
         let patience = Some(PATIENCE);
-        if let Err(error) = self.front.set_write_timeout(patience) {
+        // The crate owes what is waited for; if it gives nothing, that must not hold up those who come next.
+        let timeouts = [
+            self.front.set_write_timeout(patience),
+            self.back.set_read_timeout(patience),
+        ];
+        if let Some(error) = timeouts.into_iter().find_map(Result::err) {
             return error.into();
         }
         loop {
@@ -196,7 +205,11 @@ impl<'a> Relay<'a> {
 
     /// Reads what the front-end sends, and deals with it once it is a whole message.
     fn request(&mut self) -> Result<(), Ended> {
-        let Some(mut message) = self.requests.read(self.front.as_fd())? else {
+        let read = self.requests.read(self.front.as_fd());
+        if matches!(read, Err(Ended::Refused)) {
+            self.count_refused();
+        }
+        let Some(mut message) = read? else {
             return Ok(());
         };
         self.trace("request", &message);
@@ -215,9 +228,10 @@ impl<'a> Relay<'a> {
                 self.features_known = features & Features::PROTOCOL_FEATURES.bits() != 0;
             }
             Some(Request::RESET_DEVICE | Request::RESET_OWNER) => self.features_known = false,
+            Some(Request::GET_FEATURES) => self.features_asked = true,
             Some(Request::SET_PROTOCOL_FEATURES) => {
                 let reply_ack = VhostUserProtocolFeatures::REPLY_ACK.bits();
-                self.reply_ack = message.u64_at(0) & reply_ack != 0;
+                self.wants_answers = message.u64_at(0) & reply_ack != 0;
             }
             Some(Request::SET_VRING_ENABLE) if !self.features_known => {
                 let bit = Features::PROTOCOL_FEATURES.bits().to_ne_bytes();
@@ -235,7 +249,7 @@ impl<'a> Relay<'a> {
             }
             _ => {}
         }
-        message.trim_memory_table();
+        message.tidy_memory_table();
         if message.asks_for_polling() {
             message.attach_kick(always_readable()?);
         }
@@ -244,19 +258,26 @@ impl<'a> Relay<'a> {
 
     /// Answers a refused message with an error, or ends the connection.
     fn refuse(&mut self, message: &Message) -> Result<(), Ended> {
-        self.config
-            .front_end
-            .refused
-            .fetch_add(1, Ordering::Relaxed);
-        if self.reply_ack && message.needs_ack() && !message.has_own_answer() {
+        self.count_refused();
+        if self.answers_wanted(message) && !message.has_own_answer() {
             self.acknowledge(message, 1)
         } else {
             Err(Ended::Refused)
         }
     }
 
+    fn count_refused(&self) {
+        let refused = &self.config.front_end.refused;
+        refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the front-end waits to be told how `message` went.
+    fn answers_wanted(&self, message: &Message) -> bool {
+        self.features_asked && self.wants_answers && message.needs_ack()
+    }
+
     fn acknowledge(&mut self, message: &Message, value: u64) -> Result<(), Ended> {
-        if self.reply_ack && message.needs_ack() {
+        if self.answers_wanted(message) {
             while self.owed > 0 {
                 self.answer()?;
             }
@@ -276,7 +297,7 @@ impl<'a> Relay<'a> {
             SendFlags::empty(),
         )
         .map_err(|_| Ended::Protocol)?;
-        if message.has_own_answer() || (self.reply_ack && message.needs_ack()) {
+        if message.has_own_answer() || self.answers_wanted(message) {
             self.owed += 1;
         }
         Ok(())
@@ -362,10 +383,10 @@ fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> 
             fds.extend(received);
         }
     }
-    if message.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message with more file descriptors than can be taken",
+    // More than a message may have are refused by whoever counts them; fewer were cut off by a limit of our own.
+    if message.flags.contains(ReturnFlags::CTRUNC) && fds.len() <= MAX_FDS {
+        return Err(io::Error::other(
+            "no room for a message's file descriptors (is the limit of open files too low?)",
         ));
     }
     Ok(message.bytes)

@@ -81,14 +81,9 @@ impl NicServer {
     /// # Errors
     /// The socket or the wire cannot be opened; the message says why.
     pub fn start(config: NicConfig) -> anyhow::Result<Self> {
-        let listener = listen(&config.socket)?;
-        match Self::start_behind(&listener, config.clone()) {
-            Ok(server) => Ok(server),
-            Err(error) => {
-                remove(&config.socket);
-                Err(error)
-            }
-        }
+        let socket = config.socket.clone();
+        let listener = listen(&socket)?;
+        Self::start_behind(&listener, config).inspect_err(|_| remove(&socket))
     }
 
     fn start_behind(listener: &UnixListener, config: NicConfig) -> anyhow::Result<Self> {

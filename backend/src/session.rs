@@ -1,7 +1,7 @@
 //! One front-end's connection, from the first message to the last.
 //!
 //! A session joins three parties: the front-end's socket, the [`relay`](crate::relay) behind it, and the crate
-//! vhost-user-backend, which keeps the protocol's state and calls [`NicBackend`]. What it is told goes to the
+//! vhost-user-backend, which keeps the protocol's state and calls `NicBackend`. What it is told goes to the
 //! worker as jobs. When the connection ends, however it ends, the worker lets go of the guest's memory.
 
 use std::io;

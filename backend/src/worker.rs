@@ -244,7 +244,6 @@ impl Worker {
                 return;
             }
         };
-        let mut kicked = Vec::new();
         for event in woken {
             match event.data.u64() {
                 WIRE => {}
@@ -252,11 +251,8 @@ impl Worker {
                     // Non-blocking; a job that comes now wakes us again.
                     let _ = self.wake.read();
                 }
-                token => kicked.push((token - FIRST_KICK) as usize),
+                token => self.kicked((token - FIRST_KICK) as usize),
             }
-        }
-        for queue in kicked {
-            self.kicked(queue);
         }
     }
 

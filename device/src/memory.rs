@@ -93,7 +93,7 @@ impl GuestMemory {
 /// # Safety
 /// `host` is the place of `N` mapped octets.
 #[inline]
-pub(crate) unsafe fn read_once<const N: usize>(host: NonNull<u8>) -> [u8; N] {
+unsafe fn read_once<const N: usize>(host: NonNull<u8>) -> [u8; N] {
     let mut bytes = [0; N];
     let words = host.cast::<u64>();
     if N.is_multiple_of(8) && words.is_aligned() {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::control::{self, ControlCounters};
 use crate::features::Features;
-use crate::ring::BadRing;
+use crate::ring::{BadRing, RingState};
 use crate::virtio_net::{QueueCounters, VirtioNet};
 
 /// A card.
@@ -37,6 +37,8 @@ pub struct NicStatus {
     pub features: String,
     /// Virtqueues by number: rx0, tx0, and so on, then the control queue.
     pub queues: Vec<QueueCounters>,
+    /// Where their rings stand; none for a queue that is not set up.
+    pub rings: Vec<Option<RingState>>,
     /// Commands on the control queue.
     pub control: ControlCounters,
 }
@@ -111,6 +113,7 @@ impl Nic {
             port: self.port.status(),
             features: self.device.acked().to_string(),
             queues: self.device.counters(),
+            rings: self.device.rings(),
             control: self.control,
         }
     }

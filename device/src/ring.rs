@@ -6,6 +6,8 @@
 //! [`Ring::needs_interrupt`] tells whether the driver wants to be interrupted for what it was shown since it
 //! was last asked.
 
+use serde::Serialize;
+
 use crate::memory::Scatter;
 
 macro_rules! faults {
@@ -98,8 +100,28 @@ pub enum BadRing {
     },
 }
 
+/// Where a ring stands: what tells who waits for whom when nothing moves. Indices run freely from 0 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RingState {
+    /// Descriptors in the ring.
+    pub size: u16,
+    /// How far the driver has made chains available.
+    pub available: u16,
+    /// How far the device has taken them.
+    pub taken: u16,
+    /// How far the device has given them back.
+    pub used: u16,
+    /// With EVENT_IDX: the driver wants an interrupt once `used` passes this.
+    pub interrupt_after: Option<u16>,
+    /// Without EVENT_IDX: whether the driver wants interrupts.
+    pub interrupts_wanted: Option<bool>,
+}
+
 /// A virtqueue, seen from the device.
 pub trait Ring {
+    /// Where the ring stands.
+    fn state(&self) -> RingState;
+
     /// Descriptors in the ring.
     fn size(&self) -> u16;
 

@@ -17,8 +17,8 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::features::Features;
-use crate::memory::{GuestMemory, Scatter, read_once};
-use crate::ring::{BadRing, Fault, Ring};
+use crate::memory::{GuestMemory, Scatter};
+use crate::ring::{BadRing, Fault, Ring, RingState};
 
 /// Where a ring is and where it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,6 +179,13 @@ impl SplitRing {
         unsafe { AtomicU16::from_ptr(self.used.add(at).as_ptr()) }
     }
 
+    /// The available ring's used_event: the used index at which an interrupt is wanted.
+    #[inline]
+    fn used_event(&self) -> u16 {
+        let at = RING_HEADER + usize::from(self.size);
+        u16::from_le(self.available_word(at).load(Ordering::Relaxed))
+    }
+
     /// The used ring's avail_event: the available index at which a kick is wanted.
     #[inline]
     fn avail_event(&self) -> &AtomicU16 {
@@ -293,6 +300,20 @@ impl SplitRing {
 }
 
 impl Ring for SplitRing {
+    fn state(&self) -> RingState {
+        let used_event = self.event_idx.then(|| self.used_event());
+        let flags = u16::from_le(self.available_word(0).load(Ordering::Relaxed));
+        let wanted = u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        RingState {
+            size: self.size,
+            available: u16::from_le(self.available_word(1).load(Ordering::Relaxed)),
+            taken: self.next_available.0,
+            used: self.published.0,
+            interrupt_after: used_event,
+            interrupts_wanted: (!self.event_idx).then_some(wanted),
+        }
+    }
+
     fn size(&self) -> u16 {
         self.size
     }
@@ -372,10 +393,7 @@ impl Ring for SplitRing {
         let (new, old) = (self.published, self.signalled);
         self.signalled = new;
         if self.event_idx {
-            let at = RING_HEADER + usize::from(self.size);
-            let event = Wrapping(u16::from_le(
-                self.available_word(at).load(Ordering::Relaxed),
-            ));
+            let event = Wrapping(self.used_event());
             new - event - Wrapping(1) < new - old
         } else {
             let flags = u16::from_le(self.available_word(0).load(Ordering::Relaxed));

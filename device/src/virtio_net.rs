@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::features::Features;
 use crate::interrupt::Interrupt;
 use crate::memory::{GuestMemory, Scatter};
-use crate::ring::{BadRing, Fault, Ring};
+use crate::ring::{BadRing, Fault, Ring, RingState};
 use crate::split::{Layout, SplitRing};
 use crate::{rx, tx};
 
@@ -346,6 +346,13 @@ impl VirtioNet {
             queue.ring.disable_kicks();
             false
         }
+    }
+
+    /// Where each virtqueue's ring stands, of those that are set up.
+    #[must_use]
+    pub fn rings(&self) -> Vec<Option<RingState>> {
+        let state = |queue: &Option<Virtqueue>| queue.as_ref().map(|queue| queue.ring.state());
+        self.queues.iter().map(state).collect()
     }
 
     /// Each virtqueue's counts.
