@@ -1,0 +1,257 @@
+//! A NIC as a child process, and guests as child processes to talk with.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use nic_backend::control::{self, Request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long a guest may take for one step.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A NIC that runs as a process of its own.
+pub struct Nic {
+    child: Child,
+    arguments: Vec<String>,
+    prefix: Vec<String>,
+    directory: tempfile::TempDir,
+}
+
+impl Nic {
+    /// Starts `vhost-user-nic serve` with `arguments`.
+    pub fn new(arguments: &[&str]) -> Self {
+        Self::within(&[], arguments)
+    }
+
+    /// Starts it by way of the command `prefix`.
+    pub fn within(prefix: &[&str], arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let (prefix, arguments): (Vec<String>, Vec<String>) = (own(prefix), own(arguments));
+        let child = start(&prefix, directory.path(), &arguments);
+        let nic = Nic {
+            child,
+            arguments,
+            prefix,
+            directory,
+        };
+        nic.wait_for_control();
+        nic
+    }
+
+    /// Ends it with SIGKILL, as an accident would, and starts it again.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+        self.child = start(&self.prefix, self.directory.path(), &self.arguments);
+        self.wait_for_control();
+    }
+
+    fn wait_for_control(&self) {
+        let start = Instant::now();
+        while control::ask(&self.control(), Request::Stats).is_err() {
+            assert!(start.elapsed() < PATIENCE, "the NIC does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("nic.sock")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
+    }
+
+    /// A directory to share with the guest.
+    pub fn share(&self) -> PathBuf {
+        let share = self.directory.path().join("share");
+        fs::create_dir_all(&share).expect("a directory");
+        share
+    }
+
+    /// The NIC's state and counts.
+    pub fn stats(&self) -> Value {
+        control::ask(&self.control(), Request::Stats).expect("the NIC answers")
+    }
+
+    /// Brings the link up or down.
+    pub fn link(&self, up: bool) {
+        control::ask(&self.control(), Request::Link { up: Some(up) }).expect("the NIC answers");
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn start(prefix: &[String], directory: &Path, arguments: &[String]) -> Child {
+    let mut words = prefix.to_vec();
+    words.push(program().display().to_string());
+    Command::new(&words[0])
+        .args(&words[1..])
+        .arg("serve")
+        .arg("--socket")
+        .arg(directory.join("nic.sock"))
+        .arg("--control")
+        .arg(directory.join("control.sock"))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("vhost-user-nic starts")
+}
+
+/// The program that users run.
+fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("VHOST_USER_NIC") {
+        return path.into();
+    }
+    let tests = std::env::current_exe().expect("the test's own path");
+    let profile = tests
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps/TEST");
+    let path = profile.join("vhost-user-nic");
+    assert!(
+        path.exists(),
+        "{} is not built: cargo build --workspace",
+        path.display()
+    );
+    path
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// How a guest is booted on `nics`: `script` with its options, up to the command.
+pub fn boot(script: &str, nics: &[&Nic], options: &[&str]) -> Command {
+    let mut command = Command::new(repository("scripts").join(script));
+    command
+        .args(nics.iter().map(|nic| nic.socket()))
+        .args(["--timeout", "600"])
+        .args(options);
+    command
+}
+
+/// Runs the shell script `job` in a guest to its end; fails unless it succeeds. Returns what it printed.
+pub fn run(mut guest: Command, job: &str) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = guest
+        .args(["--", "sh", "-ec", job])
+        .stdin(Stdio::null())
+        .output()
+        .expect("the script starts");
+    let stdout = String::from_utf8_lossy(&stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(
+        status.success(),
+        "{status}\n{stdout}\n--- standard error\n{stderr}"
+    );
+    stdout
+}
+
+/// A guest that runs a job step by step. The job says where it is with `say WORD` and goes on when it is answered.
+pub struct Conversation {
+    child: Child,
+    lines: Receiver<String>,
+    share: PathBuf,
+    heard: Vec<String>,
+}
+
+impl Conversation {
+    /// Boots a guest that runs `job` with `say` defined. `share` is the directory that it shares with us.
+    pub fn start(mut guest: Command, share: &Path, job: &str) -> Self {
+        let job = format!(
+            "say() {{ echo \"said $1\"; until [ -e /share/$1 ]; do sleep 0.05; done; }}\n{job}"
+        );
+        let mut child = guest
+            .arg("--share")
+            .arg(share)
+            .args(["--", "sh", "-ec", &job])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the script starts");
+        let stdout = child.stdout.take().expect("it is piped");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Conversation {
+            child,
+            lines,
+            share: share.to_owned(),
+            heard: Vec::new(),
+        }
+    }
+
+    /// Waits until the job says `word`, and returns the lines before it.
+    pub fn hear(&mut self, word: &str) -> Vec<String> {
+        let said = format!("said {word}");
+        let mut before = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line == said => return before,
+                Ok(line) => {
+                    self.heard.push(line.clone());
+                    before.push(line);
+                }
+                Err(error) => panic!("waiting for {word:?}: {error}; so far: {:#?}", self.heard),
+            }
+        }
+    }
+
+    /// Lets the job go on behind `say word`.
+    pub fn answer(&self, word: &str) {
+        fs::write(self.share.join(word), "").expect("the shared directory");
+    }
+
+    /// Waits for the job's end; fails unless it succeeded. Returns the lines since what was heard last.
+    pub fn end(mut self) -> Vec<String> {
+        let rest: Vec<String> = self.lines.iter().collect();
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}: {:#?}\n{rest:#?}", self.heard);
+        rest
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        // Where the test failed: the script ends its guest when it is asked to.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// 100 pings to the partner, of which none may be lost.
+pub const PING: &str =
+    "ping -c 100 -i 0.01 -W 5 10.77.0.1 | grep -q ' 100 received, 0% packet loss'\n";
+
+/// 64 MiB to the partner's echo port and back, compared by their SHA-256.
+pub const TRANSFER: &str = "
+    head -c 67108864 /dev/urandom > /tmp/sent
+    sent=$(sha256sum < /tmp/sent)
+    back=$(socat -t 120 - TCP:10.77.0.1:7 < /tmp/sent | sha256sum)
+    rm /tmp/sent
+    [ \"$sent\" = \"$back\" ] || { echo \"sent $sent got $back\" >&2; exit 1; }
+    echo transferred
+";

@@ -1,0 +1,90 @@
+//! User-mode Linux: every queue is the NIC's, the control queue too.
+
+use super::support::{Conversation, Nic, PING, TRANSFER, boot, repository, run};
+
+#[test]
+fn pings_and_a_transfer_lose_nothing() {
+    let nic = Nic::new(&[]);
+    let out = run(
+        boot("guest-uml", &[&nic], &[]),
+        &format!("{PING}{TRANSFER}"),
+    );
+    assert!(out.contains("transferred"), "{out}");
+    let stats = nic.stats();
+    let drops = stats["port"]["drops"].as_object().expect("drops by reason");
+    assert!(drops.values().all(|count| count == 0), "{stats:#}");
+}
+
+#[test]
+fn polling_serves_as_well() {
+    let nic = Nic::new(&["--poll"]);
+    run(boot("guest-uml", &[&nic], &[]), PING);
+}
+
+#[test]
+fn receive_mode_and_address_reach_the_nic() {
+    let nic = Nic::new(&[]);
+    let job = format!(
+        "say ready
+        ip link set eth0 promisc on; say promisc
+        ip link set eth0 promisc off; say selective
+        ip link set eth0 address 02:11:22:33:44:55; say address
+        ip maddress add 01:00:5e:00:00:42 dev eth0; say group
+        {PING}"
+    );
+    let mut guest = Conversation::start(boot("guest-uml", &[&nic], &[]), &nic.share(), &job);
+    let mut steps = Vec::new();
+    for step in ["ready", "promisc", "selective", "address", "group"] {
+        guest.hear(step);
+        steps.push(nic.stats());
+        guest.answer(step);
+    }
+    guest.end();
+    let [ready, promisc, selective, address, group] = steps.try_into().expect("five steps");
+    assert_eq!(ready["port"]["filter_active"], true);
+    assert_eq!(promisc["port"]["promiscuous"], true);
+    assert_eq!(selective["port"]["promiscuous"], false);
+    assert_eq!(address["port"]["mac"], "02:11:22:33:44:55");
+    let groups = group["port"]["multicast_table"]
+        .as_array()
+        .expect("a table");
+    assert!(
+        groups.iter().any(|entry| entry == "01:00:5e:00:00:42"),
+        "{group:#}"
+    );
+    let commands = |stats: &serde_json::Value| stats["control"]["ok"].as_u64();
+    assert!(commands(&group) > commands(&ready), "{group:#}");
+    assert_eq!(group["control"]["ok"], group["control"]["commands"]);
+}
+
+#[test]
+fn one_guest_has_several_nics() {
+    let (first, second) = (Nic::new(&[]), Nic::new(&["--mac", "52:54:00:12:34:57"]));
+    // Both partners have the same address: each is reached through the interface it is plugged into.
+    let job = "ip addr flush dev eth1; ip addr add 10.77.0.3/24 dev eth1
+        ping -c 3 -i 0.1 -I eth0 10.77.0.1; ping -c 3 -i 0.1 -I eth1 10.77.0.1
+        cat /sys/class/net/eth1/address";
+    let out = run(boot("guest-uml", &[&first, &second], &[]), job);
+    assert!(out.contains("52:54:00:12:34:57"), "{out}");
+    for nic in [&first, &second] {
+        assert!(nic.stats()["port"]["rx_delivered"].as_u64() > Some(3));
+    }
+}
+
+#[test]
+fn the_demo_shows_it() {
+    let demo = std::process::Command::new(repository("scripts/demo"))
+        .arg("--once")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("the script starts");
+    let out = String::from_utf8_lossy(&demo.stdout);
+    assert!(
+        demo.status.success(),
+        "{out}\n{}",
+        String::from_utf8_lossy(&demo.stderr)
+    );
+    for shown in ["0% packet loss", "driver: virtio_net", "rx_delivered"] {
+        assert!(out.contains(shown), "{shown:?} is missing:\n{out}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The NIC and the guest over a real socket, and in virtual time.
+
+mod support;
+
+mod captures;
+mod control_queue;
+mod exchange;
+mod front_ends;
+mod hostile_messages;
+mod hostile_rings;
+mod link;
+mod process;
+mod virtual_time;

@@ -1,0 +1,7 @@
+//! The NIC and the guest put together.
+//!
+//! [`in_process::InProcess`] joins the guest's driver to a card in this process, under a virtual clock: no socket,
+//! no thread, no waiting, the same result every time. The integration tests in `it/` use it, and the same
+//! guest over a real socket; `guests/` boots real kernels; `benches/` counts instructions.
+
+pub mod in_process;
