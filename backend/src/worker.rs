@@ -173,15 +173,19 @@ impl Worker {
         while !self.stopping {
             let worked = self.card.round(self.clock.now());
             let asked = self.do_jobs();
+            if self.poll {
+                if asked {
+                    // Queues may have been set up; nobody waits for their kicks.
+                    self.card.nic.busy();
+                }
+                std::hint::spin_loop();
+                continue;
+            }
             if worked || asked {
                 if idle > IDLE_ROUNDS {
                     self.card.nic.busy();
                 }
                 idle = 0;
-                continue;
-            }
-            if self.poll {
-                std::hint::spin_loop();
                 continue;
             }
             idle += 1;

@@ -19,24 +19,12 @@ enum Outcome {
     NoBuffers,
 }
 
-/// Delivers the first of `frames`; returns how many were dealt with.
+/// Delivers the first of `frames` and counts in `taken` how many were dealt with. The caller publishes.
 ///
 /// # Errors
-/// The driver broke the ring. What was delivered before is published.
-pub(crate) fn deliver(
-    queue: &mut Virtqueue,
-    features: Features,
-    frames: &[Frame],
-    drops: &mut Drops,
-) -> (usize, Result<(), Fault>) {
-    let mut taken = 0;
-    let result = deliver_all(queue, features, frames, drops, &mut taken);
-    queue.ring.publish();
-    (taken, result)
-}
-
+/// The driver broke the ring. What was dealt with before counts.
 #[inline]
-fn deliver_all(
+pub(crate) fn deliver(
     queue: &mut Virtqueue,
     features: Features,
     frames: &[Frame],

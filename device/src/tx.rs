@@ -12,25 +12,12 @@ use crate::header::{MAX_HEADER, NetHeader};
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::Virtqueue;
 
-/// Reads up to `budget` packets; returns how many, those dropped included.
+/// Reads up to `budget` packets, those dropped included, and counts them in `read`. The caller publishes.
 ///
 /// # Errors
 /// The driver broke the ring. What was read before counts.
-pub(crate) fn fetch(
-    queue: &mut Virtqueue,
-    features: Features,
-    budget: usize,
-    pool: &mut Pool,
-    frames: &mut Vec<Frame>,
-    drops: &mut Drops,
-) -> (usize, Result<(), Fault>) {
-    let mut read = 0;
-    let result = fetch_all(queue, features, budget, pool, frames, drops, &mut read);
-    (read, result)
-}
-
 #[inline]
-fn fetch_all(
+pub(crate) fn fetch(
     queue: &mut Virtqueue,
     features: Features,
     budget: usize,

@@ -386,7 +386,9 @@ impl Host for VirtioNet {
         let Some(queue) = self.sound(index) else {
             return 0;
         };
-        let (taken, result) = rx::deliver(queue, features, frames, drops);
+        let mut taken = 0;
+        let result = rx::deliver(queue, features, frames, drops, &mut taken);
+        queue.ring.publish();
         self.judge(index, result);
         taken
     }
@@ -404,7 +406,8 @@ impl Host for VirtioNet {
         let Some(queue) = self.sound(index) else {
             return 0;
         };
-        let (read, result) = tx::fetch(queue, features, budget, pool, frames, drops);
+        let mut read = 0;
+        let result = tx::fetch(queue, features, budget, pool, frames, drops, &mut read);
         self.judge(index, result);
         read
     }

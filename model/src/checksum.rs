@@ -58,19 +58,18 @@ fn words(bytes: &[u8], mut total: u64) -> u64 {
     total
 }
 
-/// Folds a sum of words in the machine's byte order into 16 bits, and adds `initial`, which is a number.
+/// Folds a sum of words in the machine's byte order into 16 bits, and adds `initial`, which is a number below
+/// 2^31.
 #[inline]
 fn finish(total: u64, initial: u64) -> u16 {
-    fold(u64::from(fold(total).to_be()) + initial)
-}
-
-#[inline]
-fn fold(mut total: u64) -> u16 {
-    total = (total >> 32) + (total & 0xffff_ffff);
+    let mut total = (total >> 32) + (total & 0xffff_ffff);
     total = (total >> 16) + (total & 0xffff);
     total = (total >> 16) + (total & 0xffff);
     total = (total >> 16) + (total & 0xffff);
-    total as u16
+    let mut sum = u32::from((total as u16).to_be()) + initial as u32;
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum as u16
 }
 
 /// Verifies the transport checksum of a frame whose headers are `summary`.

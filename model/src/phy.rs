@@ -88,15 +88,16 @@ impl Line {
         }
     }
 
-    /// Sends `frame` as soon as the line is free, but not before `ready`; returns when its last bit is
-    /// through (the gap behind it comes after).
+    /// Carries a frame of `octets` as soon as the line is free, but not before `ready`; returns when it is
+    /// free for the next one. Preamble and gap are added here.
     #[inline]
-    pub fn carry(&mut self, frame: &Frame, ready: Nanos) -> Nanos {
+    pub fn carry(&mut self, octets: usize, ready: Nanos) -> Nanos {
         if ready > self.busy_until {
             self.busy_until = ready;
             self.picoseconds = 0;
         }
-        let cost = octets_on_line(frame) as u64 * self.picoseconds_per_octet + self.picoseconds;
+        let octets = (octets + LINE_OVERHEAD) as u64;
+        let cost = octets * self.picoseconds_per_octet + self.picoseconds;
         self.busy_until.0 += cost / 1_000;
         self.picoseconds = cost % 1_000;
         self.busy_until
@@ -110,7 +111,7 @@ impl Line {
     }
 }
 
-/// Octets that `frame` occupies on the line: padding, check sequence, preamble and gap included.
+/// Octets that `frame` has on the line: with padding and check sequence, without preamble and gap.
 #[must_use]
 #[inline]
 pub fn octets_on_line(frame: &Frame) -> usize {
@@ -118,7 +119,7 @@ pub fn octets_on_line(frame: &Frame) -> usize {
         Fcs::Present => frame.len(),
         Fcs::Offloaded => (frame.len() + FCS).max(MIN_FRAME),
     };
-    octets + frame.excess as usize + LINE_OVERHEAD
+    octets + frame.excess as usize
 }
 
 /// The physical layer of one port.
@@ -177,7 +178,7 @@ mod tests {
             let mut line = Line::new(Speed(mbps));
             let frames = 1_000_000u64;
             for _ in 0..frames {
-                line.carry(&frame, Nanos::ZERO);
+                line.carry(octets_on_line(&frame), Nanos::ZERO);
             }
             let bits = frames * 84 * 8;
             assert_eq!(
@@ -194,10 +195,16 @@ mod tests {
         let mut frame = pool.take();
         frame.set_len(1514);
         let mut line = Line::new(Speed(1_000));
-        assert_eq!(line.carry(&frame, Nanos(1_000)), Nanos(1_000 + 1538 * 8));
-        assert_eq!(line.carry(&frame, Nanos(0)), Nanos(1_000 + 2 * 1538 * 8));
         assert_eq!(
-            line.carry(&frame, Nanos(1_000_000)),
+            line.carry(octets_on_line(&frame), Nanos(1_000)),
+            Nanos(1_000 + 1538 * 8)
+        );
+        assert_eq!(
+            line.carry(octets_on_line(&frame), Nanos(0)),
+            Nanos(1_000 + 2 * 1538 * 8)
+        );
+        assert_eq!(
+            line.carry(octets_on_line(&frame), Nanos(1_000_000)),
             Nanos(1_000_000 + 1538 * 8)
         );
     }

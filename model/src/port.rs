@@ -17,7 +17,7 @@ use crate::frame::{Checksum, FCS, Frame, Pool};
 use crate::host::{Direction, Host, QueueIndex};
 use crate::mac::Mac;
 use crate::parse;
-use crate::phy::{LINE_OVERHEAD, Phy, Speed, octets_on_line};
+use crate::phy::{self, Phy, Speed};
 use crate::time::Nanos;
 
 /// What a port is made of.
@@ -161,19 +161,20 @@ impl Port {
     /// One frame's way from the line to its queue.
     #[inline]
     fn ingress(&mut self, frame: &mut Frame) -> Result<QueueIndex, Drop> {
-        frame.arrival = self.phy.rx.carry(frame, frame.arrival);
+        let octets = phy::octets_on_line(frame);
+        frame.arrival = self.phy.rx.carry(octets, frame.arrival);
         self.counters.rx_frames += 1;
-        self.counters.rx_octets += (octets_on_line(frame) - LINE_OVERHEAD) as u64;
+        self.counters.rx_octets += octets as u64;
         self.mac.accept(frame)?;
-        let destination = self.filter.admit(frame.bytes())?;
-        match destination {
+        let bytes = frame.bytes();
+        match self.filter.admit(bytes)? {
             Destination::Unicast => self.counters.rx_unicast += 1,
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
         }
-        let summary = parse::summarise(frame.bytes());
+        let summary = parse::summarise(bytes);
         if frame.checksum == Checksum::Unknown {
-            match checksum::verify(frame.bytes(), &summary) {
+            match checksum::verify(bytes, &summary) {
                 Verdict::Good => {
                     self.counters.rx_checksum_good += 1;
                     frame.checksum = Checksum::Valid;
@@ -269,9 +270,10 @@ impl Port {
             };
             match prepared {
                 Ok(inserted) => {
-                    frame.arrival = self.phy.tx.carry(&frame, now);
+                    let octets = phy::octets_on_line(&frame);
+                    frame.arrival = self.phy.tx.carry(octets, now);
                     self.counters.tx_frames += 1;
-                    self.counters.tx_octets += (frame.len() + FCS) as u64;
+                    self.counters.tx_octets += octets as u64;
                     self.counters.tx_checksum_inserted += u64::from(inserted);
                     out.push(frame);
                 }

@@ -81,6 +81,22 @@ impl Nic {
         control::ask(&self.control(), Request::Stats).expect("the NIC answers")
     }
 
+    /// Waits until the NIC's counts are as `reached` says, and returns them.
+    pub fn wait_for(&self, what: &str, reached: &dyn Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let stats = self.stats();
+            if reached(&stats) {
+                return stats;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited too long for {what}: {stats:#}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Brings the link up or down.
     pub fn link(&self, up: bool) {
         control::ask(&self.control(), Request::Link { up: Some(up) }).expect("the NIC answers");
