@@ -29,9 +29,8 @@ impl Card {
             rx: Vec::with_capacity(BURST),
             tx: Vec::with_capacity(BURST),
         };
-        if card.nic.port.phy.link() {
-            card.wire.link_changed(now, true);
-        }
+        let link = card.nic.port.phy.link();
+        card.wire.link_changed(now, link);
         card
     }
 

@@ -1,30 +1,24 @@
-//! Where the time comes from.
+//! Where the time comes from. Only the worker asks; everything below it is told.
 
 use std::time::Instant;
 
 use nic_model::time::Nanos;
 
-/// A source of instants.
-pub trait Clock {
-    /// The present instant.
-    fn now(&self) -> Nanos;
-}
-
 /// The machine's monotonic clock, from the moment it was made.
 #[derive(Clone, Copy, Debug)]
-pub struct RealClock(Instant);
+pub struct Clock(Instant);
 
-impl RealClock {
+impl Clock {
     /// A clock that shows zero now.
     #[must_use]
     pub fn start() -> Self {
-        RealClock(Instant::now())
+        Clock(Instant::now())
     }
-}
 
-impl Clock for RealClock {
+    /// The present instant.
+    #[must_use]
     #[inline]
-    fn now(&self) -> Nanos {
+    pub fn now(&self) -> Nanos {
         Nanos(self.0.elapsed().as_nanos() as u64)
     }
 }

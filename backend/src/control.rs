@@ -127,7 +127,11 @@ impl<'a> ControlSocket<'a> {
         let stream = match self.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return warn!("control: cannot accept a connection: {error}"),
+            Err(error) => {
+                warn!("control: cannot accept a connection: {error}");
+                // The listener stays readable: without descriptors, try again a little later.
+                return std::thread::sleep(Duration::from_millis(100));
+            }
         };
         if self.connections.len() == MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
             return warn!(

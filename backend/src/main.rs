@@ -115,7 +115,8 @@ struct Serve {
     /// Spin instead of sleeping: takes a whole core, answers faster
     #[arg(long)]
     poll: bool,
-    /// The link at first; a capture is not replayed before it is up
+    /// The link at first. A capture or a generator starts when it comes up: with "down", and vhost-user-nic link up
+    /// once the guest is ready, nothing of it is missed
     #[arg(long, value_enum, default_value = "up")]
     link: LinkState,
     /// Where to listen for vhost-user-nic stats and link
@@ -254,17 +255,28 @@ User-mode Linux:
 fn stats(target: &Target, all: bool) -> anyhow::Result<()> {
     let stats = control::ask(&target.control, Request::Stats)?;
     if target.json {
-        println!("{}", serde_json::to_string_pretty(&stats)?);
-        return Ok(());
+        return print(&serde_json::to_string_pretty(&stats)?);
     }
     let mut lines = Vec::new();
     flatten("", &stats, &mut lines);
     lines.retain(|(_, value)| all || value != "0" && value != "null");
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (name, value) in lines {
-        println!("{name:width$}  {value}");
+    let lines: Vec<_> = lines
+        .iter()
+        .map(|(name, value)| format!("{name:width$}  {value}"))
+        .collect();
+    print(&lines.join("\n"))
+}
+
+/// Prints to standard output. A reader that has seen enough is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// One line a value, its name made of all names on the way to it.
@@ -299,10 +311,10 @@ fn link(target: &Target, state: Option<LinkState>) -> anyhow::Result<()> {
     let up = state.map(|state| matches!(state, LinkState::Up));
     let link = control::ask(Path::new(&target.control), Request::Link { up })?;
     if target.json {
-        println!("{}", serde_json::to_string_pretty(&link)?);
+        print(&serde_json::to_string_pretty(&link)?)
     } else {
         let text = |key: &str| link[key].as_str().unwrap_or("unknown").to_owned();
-        println!("link {} at {} Mb/s", text("link"), link["speed_mbps"]);
+        let speed = &link["speed_mbps"];
+        print(&format!("link {} at {speed} Mb/s", text("link")))
     }
-    Ok(())
 }

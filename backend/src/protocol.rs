@@ -117,8 +117,14 @@ impl Message {
     /// A request without descriptors.
     #[must_use]
     pub fn new(request: Request, payload: &[u8]) -> Self {
+        Self::of(request.into(), payload)
+    }
+
+    /// A message without descriptors, by its request's number.
+    #[must_use]
+    pub fn of(request: u32, payload: &[u8]) -> Self {
         Message {
-            request: request.into(),
+            request,
             flags: VERSION,
             payload: payload.to_vec(),
             fds: Vec::new(),
@@ -456,16 +462,4 @@ fn check_regions(regions: &[u8], fds: &[OwnedFd]) -> Result<(), Refusal> {
         seen.push((guest, end));
     }
     Ok(())
-}
-
-/// A descriptor that is always readable: a ring that is kicked through it is always looked at.
-///
-/// # Errors
-/// The system refuses another descriptor.
-pub fn always_readable() -> std::io::Result<OwnedFd> {
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-    // Each read takes one of four billion.
-    let flags = EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let event = EventFd::from_value_and_flags(u32::MAX, flags)?;
-    Ok(event.into())
 }

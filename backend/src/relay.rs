@@ -5,11 +5,12 @@
 //!
 //! | Message | What the relay does |
 //! |---|---|
-//! | SET_VRING_ENABLE before any SET_FEATURES, or the first after RESET_DEVICE or RESET_OWNER | first passes on a SET_FEATURES of its own with bit 30 alone: QEMU sends them in that order, and the crate refuses to |
+//! | SET_VRING_ENABLE before any SET_FEATURES, or the first after RESET_DEVICE | first passes on a SET_FEATURES of its own with bit 30 alone: QEMU sends them in that order, and the crate refuses to |
+//! | RESET_OWNER | answers: it is deprecated, and the crate would forget features while rings run |
 //! | SET_BACKEND_REQ_FD | keeps the socket and answers: the crate cannot send CONFIG_CHANGE_MSG through it |
 //! | SET_MEM_TABLE with room behind its regions | cuts it off: User-mode Linux sends it, and the crate refuses it |
 //! | SET_MEM_TABLE with regions in any order | sorts them by guest address: the crate refuses others |
-//! | SET_VRING_KICK without a descriptor | attaches one that is always readable: the ring is polled |
+//! | SET_VRING_KICK without a descriptor | attaches /dev/null, which is no eventfd: the ring is polled |
 //!
 //! A refused message is answered with an error if the front-end asked for answers; else the connection ends. In
 //! both cases the state is what it was.
@@ -18,7 +19,7 @@ use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,11 +34,14 @@ use rustix::net::{
 };
 use vhost::vhost_user::message::{BackendReq, FrontendReq as Request, VhostUserProtocolFeatures};
 
-use crate::protocol::{HEADER, MAX_FDS, MAX_PAYLOAD, Message, always_readable};
+use crate::protocol::{HEADER, MAX_FDS, MAX_PAYLOAD, Message};
 use crate::session::SessionConfig;
 
 /// How long a front-end may take to read an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a front-end that has said nothing yet may go on so while another one waits, in milliseconds.
+const GRACE_MS: u16 = 2_000;
 
 /// What others may know of the front-end, and tell it.
 #[derive(Debug, Default)]
@@ -57,8 +61,7 @@ impl FrontEnd {
         let Some(channel) = channel.as_ref() else {
             return;
         };
-        let mut message = Message::new(Request::GET_FEATURES, &[]);
-        message.request = BackendReq::CONFIG_CHANGE_MSG.into();
+        let message = Message::of(BackendReq::CONFIG_CHANGE_MSG.into(), &[]);
         // It must not hold us up: one that does not read is not told.
         if let Err(error) = send(channel.as_fd(), &message.bytes(), &[], SendFlags::DONTWAIT) {
             warn!("the front-end cannot be told of the new configuration: {error}");
@@ -82,6 +85,8 @@ pub enum Ended {
     Refused,
     /// The protocol's state did not allow a message.
     Protocol,
+    /// It never said anything, and somebody else waits.
+    Mute,
     /// The NIC shuts down.
     Stopped,
     /// The socket failed.
@@ -98,6 +103,7 @@ impl fmt::Display for Ended {
                 f,
                 "the last message was not allowed at this point, or what it asked for failed"
             ),
+            Ended::Mute => write!(f, "it said nothing, and another front-end waits"),
             Ended::Stopped => write!(f, "the NIC shuts down"),
             Ended::Failed(error) => write!(f, "{error}"),
         }
@@ -122,8 +128,10 @@ pub struct Relay<'a> {
     answers: Incoming,
     /// Answers that the crate owes: what the relay itself answers has to wait for them.
     owed: u32,
-    /// Whether the crate knows that the front-end negotiates protocol features.
-    features_known: bool,
+    /// Whether it has sent a whole message.
+    spoken: bool,
+    /// What the driver accepted, once the crate knows.
+    features: Option<u64>,
     /// Whether the front-end has asked what is offered, and wants to be able to ask for answers. The crate gives
     /// any only to who did both.
     features_asked: bool,
@@ -141,14 +149,16 @@ impl<'a> Relay<'a> {
             requests: Incoming::default(),
             answers: Incoming::default(),
             owed: 0,
-            features_known: false,
+            spoken: false,
+            features: None,
             features_asked: false,
             wants_answers: false,
         }
     }
 
-    /// Passes messages on until the connection ends or `stop` is readable.
-    pub fn run(mut self, stop: &EventFd) -> Ended {
+    /// Passes messages on until the connection ends or `stop` is readable. If somebody comes to `listener`
+    /// meanwhile, that is logged; and a front-end that has said nothing by then has to say something soon.
+    pub fn run(&mut self, listener: &UnixListener, stop: &EventFd) -> Ended {
         let patience = Some(PATIENCE);
         // The crate owes what is waited for; if it gives nothing, that must not hold up those who come next.
         let timeouts = [
@@ -158,23 +168,36 @@ impl<'a> Relay<'a> {
         if let Some(error) = timeouts.into_iter().find_map(Result::err) {
             return error.into();
         }
+        let mut waited_for = false;
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(self.front.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.back.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            if !waited_for {
+                fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
+            }
+            let timeout = match waited_for && !self.spoken {
+                true => PollTimeout::from(GRACE_MS),
+                false => PollTimeout::NONE,
+            };
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Ended::Mute,
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(error) => return Ended::Failed(error.into()),
             }
-            let [front, back, stopped] = fds.map(|fd| fd.any().unwrap_or(true));
-            if stopped {
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+            if ready[2] {
                 return Ended::Stopped;
             }
+            if ready.get(3) == Some(&true) {
+                waited_for = true;
+                info!("another front-end waits until the present one leaves");
+            }
             // Answers first: what the front-end says next may depend on them.
-            let step = match (back, front) {
+            let step = match (ready[1], ready[0]) {
                 (true, _) => self.answer(),
                 (_, true) => self.request(),
                 _ => Ok(()),
@@ -212,6 +235,7 @@ impl<'a> Relay<'a> {
         let Some(mut message) = read? else {
             return Ok(());
         };
+        self.spoken = true;
         self.trace("request", &message);
         if let Err(refusal) = message.check(self.config.queues) {
             warn!("refused {}: {refusal}", message.name());
@@ -225,18 +249,30 @@ impl<'a> Relay<'a> {
                     warn!("refused SET_FEATURES: bits {unknown:#x} were not offered");
                     return self.refuse(&message);
                 }
-                self.features_known = features & Features::PROTOCOL_FEATURES.bits() != 0;
+                self.features = Some(features);
             }
-            Some(Request::RESET_DEVICE | Request::RESET_OWNER) => self.features_known = false,
+            Some(Request::RESET_DEVICE) => self.features = None,
+            Some(Request::RESET_OWNER) => return self.acknowledge(&message, 0),
             Some(Request::GET_FEATURES) => self.features_asked = true,
             Some(Request::SET_PROTOCOL_FEATURES) => {
                 let reply_ack = VhostUserProtocolFeatures::REPLY_ACK.bits();
                 self.wants_answers = message.u64_at(0) & reply_ack != 0;
             }
-            Some(Request::SET_VRING_ENABLE) if !self.features_known => {
-                let bit = Features::PROTOCOL_FEATURES.bits().to_ne_bytes();
-                self.pass(&Message::new(Request::SET_FEATURES, &bit))?;
-                self.features_known = true;
+            Some(Request::SET_VRING_ENABLE) => {
+                let bit = Features::PROTOCOL_FEATURES.bits();
+                match self.features {
+                    None => {
+                        self.pass(&Message::new(Request::SET_FEATURES, &bit.to_ne_bytes()))?;
+                        self.features = Some(bit);
+                    }
+                    Some(features) if features & bit == 0 => {
+                        warn!(
+                            "refused SET_VRING_ENABLE: bit 30 (PROTOCOL_FEATURES) was not accepted"
+                        );
+                        return self.refuse(&message);
+                    }
+                    Some(_) => {}
+                }
             }
             Some(Request::SET_BACKEND_REQ_FD) => {
                 *self
@@ -251,7 +287,8 @@ impl<'a> Relay<'a> {
         }
         message.tidy_memory_table();
         if message.asks_for_polling() {
-            message.attach_kick(always_readable()?);
+            // No eventfd, which stands for no kicks.
+            message.attach_kick(std::fs::File::open("/dev/null")?.into());
         }
         self.pass(&message)
     }

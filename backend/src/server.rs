@@ -26,7 +26,7 @@ use crate::card::Card;
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
 use crate::wire::{PortFacts, WireSpec};
-use crate::worker::{self, Ended, LEAD, WorkerHandle};
+use crate::worker::{self, EndOnPanic, Ended, LEAD, WorkerHandle};
 
 /// What a NIC is made of.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ pub struct NicServer {
     front_end: Arc<FrontEnd>,
     wire: WireSpec,
     stop: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    accept_thread: Option<JoinHandle<()>>,
+    worker_thread: Option<JoinHandle<()>>,
 }
 
 /// What a NIC has done and where it stands, at one instant.
@@ -107,7 +108,8 @@ impl NicServer {
             front_end: Arc::default(),
             wire: config.wire,
             stop: stop.clone(),
-            threads: vec![thread],
+            accept_thread: None,
+            worker_thread: Some(thread),
         };
         let session = SessionConfig {
             worker,
@@ -121,8 +123,7 @@ impl NicServer {
         let thread = thread::Builder::new()
             .name("nic-accept".into())
             .spawn(accept)?;
-        // Stopped in this order: no connection is left when the worker ends.
-        server.threads.insert(0, thread);
+        server.accept_thread = Some(thread);
         Ok(server)
     }
 
@@ -176,12 +177,12 @@ impl Drop for NicServer {
     fn drop(&mut self) {
         // If the eventfd or the worker is gone already, so are those who would hear of it.
         let _ = self.stop.write(1);
-        let mut threads = self.threads.drain(..);
-        if let Some(accept) = threads.next() {
-            let _ = accept.join();
+        if let Some(thread) = self.accept_thread.take() {
+            let _ = thread.join();
         }
-        let _ = self.worker.call(worker::Worker::stop);
-        for thread in threads {
+        // No connection is left. A worker that does not answer is not waited for.
+        let stopped = self.worker.call(worker::Worker::stop);
+        if let (Ok(()), Some(thread)) = (stopped, self.worker_thread.take()) {
             let _ = thread.join();
         }
         remove(&self.socket);
@@ -220,6 +221,7 @@ fn remove(socket: &Path) {
 
 /// Serves one front-end after the other until `stop` is readable.
 fn accept(listener: &UnixListener, session: &SessionConfig, stop: &EventFd) {
+    let _guard = EndOnPanic;
     loop {
         let mut fds = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -251,7 +253,7 @@ fn accept(listener: &UnixListener, session: &SessionConfig, stop: &EventFd) {
             .connections
             .fetch_add(1, Ordering::Relaxed);
         info!("a front-end connected");
-        if let Err(error) = session::serve(front, session, stop) {
+        if let Err(error) = session::serve(front, listener, session, stop) {
             error!("the connection cannot be served: {error:#}");
         }
     }

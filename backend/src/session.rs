@@ -5,7 +5,7 @@
 //! worker as jobs. When the connection ends, however it ends, the worker lets go of the guest's memory.
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow};
@@ -57,6 +57,34 @@ impl Session {
         self.state.lock().expect("no holder panics")
     }
 
+    /// Has the worker set ring `index` up as it stands now, if it is complete.
+    pub(crate) fn set_up(&self, index: usize) {
+        let Some((setup, base)) = self.said(index).setup(index) else {
+            return;
+        };
+        let result = self.call(move |worker| {
+            let device = &mut worker.card.nic.device;
+            device.set_up(index, setup).map(|()| device.position(index))
+        });
+        match result {
+            Some(Ok(Some(next))) if next != base => info!(
+                "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
+            ),
+            Some(Err(error)) => warn!("queue {index} cannot be set up: {error}"),
+            _ => {}
+        }
+    }
+
+    /// Sets up the rings that were lost when memory or features changed, now that they may be possible again.
+    fn set_up_lost(&self) {
+        for index in 0..self.rings.len() {
+            let position = self.call(move |worker| worker.card.nic.device.position(index));
+            if position == Some(None) {
+                self.set_up(index);
+            }
+        }
+    }
+
     /// Whether a ring could be at `layout` in the present memory.
     pub(crate) fn check_layout(&self, layout: &Layout) -> Result<(), BadRing> {
         let (memory, acked) = {
@@ -98,7 +126,11 @@ impl VhostUserBackend for NicBackend {
 
     fn acked_features(&self, features: u64) {
         let acked = Features::from_bits_truncate(features);
-        info!("the driver accepted {acked}");
+        if acked == Features::PROTOCOL_FEATURES {
+            debug!("rings are enabled before the driver accepts features");
+        } else {
+            info!("the driver accepted {acked}");
+        }
         self.session.state().acked = acked;
         let set = self
             .session
@@ -106,6 +138,7 @@ impl VhostUserBackend for NicBackend {
         if let Some(Err(error)) = set {
             warn!("a queue cannot go on with these features: {error}");
         }
+        self.session.set_up_lost();
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -155,6 +188,7 @@ impl VhostUserBackend for NicBackend {
         if let Err(error) = set {
             warn!("a queue cannot go on in the new memory: {error}");
         }
+        self.session.set_up_lost();
         Ok(())
     }
 
@@ -189,11 +223,17 @@ pub struct SessionConfig {
     pub front_end: Arc<FrontEnd>,
 }
 
-/// Serves a front-end until it leaves, breaks the protocol, or `stop` is readable.
+/// Serves a front-end until it leaves, breaks the protocol, or `stop` is readable. Others may come to `listener`
+/// meanwhile, and have to wait.
 ///
 /// # Errors
 /// Our side failed: the session could not begin.
-pub fn serve(front: UnixStream, config: &SessionConfig, stop: &EventFd) -> anyhow::Result<()> {
+pub fn serve(
+    front: UnixStream,
+    listener: &UnixListener,
+    config: &SessionConfig,
+    stop: &EventFd,
+) -> anyhow::Result<()> {
     let session = Arc::new(Session {
         worker: config.worker.clone(),
         state: Mutex::default(),
@@ -210,13 +250,16 @@ pub fn serve(front: UnixStream, config: &SessionConfig, stop: &EventFd) -> anyho
     })
     .map_err(|error| anyhow!("{error}"))?;
     let back = connect(&mut daemon).context("cannot connect the relay to the protocol's thread")?;
-    let ended = Relay::new(front, back, config).run(stop);
+    let mut relay = Relay::new(front, back, config);
+    let ended = relay.run(listener, stop);
     daemon.request_shutdown();
     if let Err(error) = daemon.wait() {
         debug!("the protocol's thread ended: {error}");
     }
     config.front_end.left();
     session.call(Worker::release);
+    // Only now: who sees the connection closed may use the rings for something else.
+    drop(relay);
     info!("connection ended: {ended}");
     Ok(())
 }

@@ -2,8 +2,8 @@
 //!
 //! The crate vhost-user-backend keeps rings behind its trait [`VringT`] and tells them what a front-end says.
 //! [`NicVring`] takes notice of addresses and descriptors on the way, and has the worker set the ring up as
-//! soon as it is complete: it has a place, and it was given something to kick. Front-ends send all this in
-//! many orders; none matters here.
+//! soon as it is complete: it has a place, and it was given something to kick. Front-ends send calls, kicks,
+//! addresses and enabling in many orders, and none matters here; only memory and size come before the place.
 //!
 //! The crate makes the rings itself and gives them no context; [`with_session`] puts that where they find it.
 
@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
-use log::{info, warn};
+use log::{error, warn};
 use nic_device::interrupt::{CallFd, Interrupt};
 use nic_device::ring::BadRing;
 use nic_device::split::Layout;
@@ -56,6 +56,17 @@ pub struct Said {
 }
 
 impl Said {
+    /// What it takes to set the ring up, if all of that has been said, and where the front-end says to go on.
+    pub fn setup(&self, index: usize) -> Option<(QueueSetup, u16)> {
+        let setup = QueueSetup {
+            layout: self.layout,
+            enabled: self.enabled,
+            interrupt: line(index, self.call.as_ref()),
+            error: line(index, self.error.as_ref()),
+        };
+        (self.started && self.placed).then_some((setup, self.base))
+    }
+
     /// RESET_DEVICE: nothing but the descriptors is still true.
     pub fn reset(&mut self) {
         self.layout = Layout::default();
@@ -81,40 +92,11 @@ impl NicVring {
     fn said(&self) -> MutexGuard<'_, Said> {
         self.session.said(self.index)
     }
-
-    /// Has the worker set the ring up as it stands now, if it is complete.
-    fn set_up(&self) {
-        let index = self.index;
-        let setup = {
-            let said = self.said();
-            if !said.started || !said.placed {
-                return;
-            }
-            QueueSetup {
-                layout: said.layout,
-                enabled: said.enabled,
-                interrupt: line(index, said.call.as_ref()),
-                error: line(index, said.error.as_ref()),
-            }
-        };
-        let base = self.said().base;
-        let result = self.session.call(move |worker| {
-            let nic = &mut worker.card.nic;
-            let result = nic.device.set_up(index, setup);
-            if let Some(next) = nic.device.position(index).filter(|&next| next != base) {
-                info!("queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is");
-            }
-            result
-        });
-        if let Some(Err(error)) = result {
-            warn!("queue {index} cannot be set up: {error}");
-        }
-    }
 }
 
 /// An interrupt through `file`.
 fn line(index: usize, file: Option<&File>) -> Option<Box<dyn Interrupt>> {
-    let fd = OwnedFd::from(file?.try_clone().ok()?);
+    let fd = OwnedFd::from(copy(index, file)?);
     match CallFd::new(fd) {
         Ok(call) => Some(Box::new(call)),
         Err(error) => {
@@ -122,6 +104,14 @@ fn line(index: usize, file: Option<&File>) -> Option<Box<dyn Interrupt>> {
             None
         }
     }
+}
+
+/// Another descriptor of `file`.
+fn copy(index: usize, file: Option<&File>) -> Option<File> {
+    file?
+        .try_clone()
+        .inspect_err(|error| error!("queue {index}: its descriptor cannot be used: {error}"))
+        .ok()
 }
 
 impl<'a> VringStateGuard<'a, Memory> for NicVring {
@@ -210,7 +200,7 @@ impl VringT<Memory> for NicVring {
             said.layout = layout;
             said.placed = true;
         }
-        self.set_up();
+        self.session.set_up(self.index);
         Ok(())
     }
 
@@ -259,12 +249,12 @@ impl VringT<Memory> for NicVring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let kick = file.as_ref().and_then(|file| file.try_clone().ok());
-        self.inner.set_kick(file);
         let index = self.index;
+        let kick = copy(index, file.as_ref());
+        self.inner.set_kick(file);
         if kick.is_some() {
             self.said().started = true;
-            self.set_up();
+            self.session.set_up(index);
         }
         self.session
             .call(move |worker| worker.set_kick(index, kick));
@@ -277,15 +267,18 @@ impl VringT<Memory> for NicVring {
     fn set_call(&self, file: Option<File>) {
         let index = self.index;
         let interrupt = line(index, file.as_ref());
-        self.said().call = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.said().call = copy(index, file.as_ref());
         self.inner.set_call(file);
         self.session
             .call(move |worker| worker.card.nic.device.set_interrupt(index, interrupt));
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.said().error = file.as_ref().and_then(|file| file.try_clone().ok());
+        let index = self.index;
+        let error = line(index, file.as_ref());
+        self.said().error = copy(index, file.as_ref());
         self.inner.set_err(file);
-        self.set_up();
+        self.session
+            .call(move |worker| worker.card.nic.device.set_error(index, error));
     }
 }

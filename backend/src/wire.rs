@@ -63,6 +63,11 @@ pub trait Wire: Send {
     /// The link went up or down.
     fn link_changed(&mut self, _now: Nanos, _up: bool) {}
 
+    /// Whether the wire is gone for good: nothing comes or goes any more, and its descriptor is not worth watching.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// Counts of the wire's own, by name, beyond what the port counts (what a TAP device refused, say).
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -6,7 +6,7 @@
 //! when [`WorkerHandle::call`] returns, what it asked for has happened.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use log::{debug, warn};
+use nic_device::interrupt::is_eventfd;
 use nic_model::time::Nanos;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::event::epoll;
 
 use crate::card::Card;
-use crate::clock::{Clock, RealClock};
+use crate::clock::Clock;
 
 /// How far the card may run ahead of the clock: about what a sleeping thread is late.
 pub const LEAD: Duration = Duration::from_micros(100);
@@ -37,16 +37,26 @@ const WIRE: u64 = 0;
 const JOB: u64 = 1;
 const FIRST_KICK: u64 = 2;
 
+/// How a driver tells that it has made something available on a queue.
+enum Kick {
+    /// It writes to an eventfd, of which we hear. It is never read: whoever shares it could make that block.
+    Event(File),
+    /// Not at all: the queue is looked at all the time.
+    Polled,
+}
+
 /// The worker's own side.
 pub struct Worker {
     /// The card and its wire.
     pub card: Card,
-    clock: RealClock,
+    clock: Clock,
+    /// Whether it was asked to spin; whether it does, for that or another reason.
     poll: bool,
+    spinning: bool,
     jobs: Receiver<Job>,
     wake: Arc<EventFd>,
     epoll: OwnedFd,
-    kicks: Vec<Option<File>>,
+    kicks: Vec<Option<Kick>>,
     /// Whether the wire's descriptor wakes us.
     wire_watched: bool,
     stopping: bool,
@@ -61,9 +71,12 @@ pub struct WorkerHandle {
     wake: Arc<EventFd>,
 }
 
+/// How long a job may take: longer than any that works.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The worker has ended.
 #[derive(Debug, thiserror::Error)]
-#[error("the NIC's worker has ended")]
+#[error("the NIC's worker has ended, or does not answer")]
 pub struct Ended;
 
 impl From<Ended> for io::Error {
@@ -88,12 +101,12 @@ impl WorkerHandle {
         });
         self.jobs.send(job).map_err(|_| Ended)?;
         self.wake.write(1).map_err(|_| Ended)?;
-        answered.recv().map_err(|_| Ended)
+        answered.recv_timeout(PATIENCE).map_err(|_| Ended)
     }
 }
 
 /// Ends the process when its thread panics: half a NIC is worse than one that a supervisor restarts.
-struct EndOnPanic;
+pub(crate) struct EndOnPanic;
 
 impl Drop for EndOnPanic {
     fn drop(&mut self) {
@@ -120,7 +133,7 @@ pub fn spawn(
         let _guard = EndOnPanic;
         // Sleeps end on time, not when it suits the kernel (the default slack is 50 us).
         let _ = nix::sys::prctl::set_timerslack(1);
-        let clock = RealClock::start();
+        let clock = Clock::start();
         let card = make(clock.now());
         let worker = Worker::new(card, clock, poll, queue, ours);
         match worker {
@@ -143,21 +156,22 @@ pub fn spawn(
 impl Worker {
     fn new(
         card: Card,
-        clock: RealClock,
+        clock: Clock,
         poll: bool,
         jobs: Receiver<Job>,
         wake: Arc<EventFd>,
     ) -> anyhow::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, wake.as_fd(), JOB)?;
+        watch(&epoll, wake.as_fd(), JOB, epoll::EventFlags::IN)?;
         if let Some(fd) = card.wire().readable() {
-            watch(&epoll, fd, WIRE).context("cannot wait for the wire")?;
+            watch(&epoll, fd, WIRE, epoll::EventFlags::IN).context("cannot wait for the wire")?;
         }
         let queues = card.nic.device.queues();
         Ok(Worker {
             card,
             clock,
             poll,
+            spinning: poll,
             jobs,
             wake,
             epoll,
@@ -173,12 +187,17 @@ impl Worker {
         while !self.stopping {
             let worked = self.card.round(self.clock.now());
             let asked = self.do_jobs();
-            if self.poll {
-                if asked {
+            if asked {
+                self.spinning = self.polls();
+                if self.spinning {
                     // Queues may have been set up; nobody waits for their kicks.
                     self.card.nic.busy();
                 }
-                std::hint::spin_loop();
+            }
+            if self.spinning {
+                if !worked {
+                    std::hint::spin_loop();
+                }
                 continue;
             }
             if worked || asked {
@@ -206,20 +225,19 @@ impl Worker {
     }
 
     /// Has the wire's descriptor wake us only while the port would take what comes: it stays readable until
-    /// somebody reads it.
+    /// somebody reads it, and with an error for ever once the wire is gone.
     fn watch_wire(&mut self, now: Nanos) {
-        let wanted = self.card.nic.port.rx_room(now) > 0;
+        let wanted = self.card.nic.port.rx_room(now) > 0 && !self.card.wire().is_gone();
         let Some(fd) = self.card.wire().readable() else {
             return;
         };
         if wanted != self.wire_watched {
-            let flags = if wanted {
-                epoll::EventFlags::IN
+            let changed = if wanted {
+                watch(&self.epoll, fd, WIRE, epoll::EventFlags::IN)
             } else {
-                epoll::EventFlags::empty()
+                epoll::delete(&self.epoll, fd).map_err(io::Error::from)
             };
-            let data = epoll::EventData::new_u64(WIRE);
-            match epoll::modify(&self.epoll, fd, data, flags) {
+            match changed {
                 Ok(()) => self.wire_watched = wanted,
                 Err(error) => warn!("cannot change what the wire wakes for: {error}"),
             }
@@ -255,45 +273,42 @@ impl Worker {
                     // Non-blocking; a job that comes now wakes us again.
                     let _ = self.wake.read();
                 }
-                token => self.kicked((token - FIRST_KICK) as usize),
+                token => {
+                    let queue = (token - FIRST_KICK) as usize;
+                    self.card.nic.device.count_kick(queue);
+                }
             }
         }
     }
 
-    /// Takes the kick of `queue`.
-    fn kicked(&mut self, queue: usize) {
-        let Some(Some(kick)) = self.kicks.get_mut(queue) else {
-            return;
-        };
-        let mut count = [0; 8];
-        match kick.read(&mut count) {
-            Ok(read) if read > 0 => self.card.nic.device.count_kick(queue),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
-            ended => {
-                warn!("queue {queue}: its kick descriptor is broken ({ended:?}), not watching it");
-                self.set_kick(queue, None);
-            }
-        }
-    }
-
-    /// Watches `kick` for `queue` instead of what was watched before.
+    /// Hears of kicks of `queue` through `kick`, an eventfd, instead of what was before. Anything else that is not
+    /// an eventfd stands for none: the queue is polled.
     pub fn set_kick(&mut self, queue: usize, kick: Option<File>) {
-        let slot = &mut self.kicks[queue];
-        if let Some(old) = slot.take() {
-            // It is in the set unless adding it failed.
+        if let Some(Kick::Event(old)) = self.kicks[queue].take() {
+            // It is in the set: it was added below.
             let _ = epoll::delete(&self.epoll, &old);
         }
         let Some(kick) = kick else { return };
-        let watched = nonblocking(&kick)
-            .and_then(|()| watch(&self.epoll, kick.as_fd(), FIRST_KICK + queue as u64));
-        match watched {
-            Ok(()) => *slot = Some(kick),
-            Err(error) => warn!("queue {queue}: its kick descriptor cannot be waited for: {error}"),
-        }
+        let token = FIRST_KICK + queue as u64;
+        // Edge-triggered: each write wakes, though nobody reads.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let watched = is_eventfd(&kick) && watch(&self.epoll, kick.as_fd(), token, flags).is_ok();
+        self.kicks[queue] = Some(if watched {
+            Kick::Event(kick)
+        } else {
+            warn!(
+                "queue {queue} has no eventfd to be kicked with: the worker looks at it all the time"
+            );
+            Kick::Polled
+        });
+    }
+
+    fn polls(&self) -> bool {
+        self.poll
+            || self
+                .kicks
+                .iter()
+                .any(|kick| matches!(kick, Some(Kick::Polled)))
     }
 
     /// Resets what the driver and the front-end set up.
@@ -324,14 +339,12 @@ impl Worker {
     }
 }
 
-fn nonblocking(fd: &File) -> io::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
-}
-
-fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-    let data = epoll::EventData::new_u64(token);
-    epoll::add(epoll, fd, data, epoll::EventFlags::IN)?;
+fn watch(
+    epoll: &OwnedFd,
+    fd: BorrowedFd<'_>,
+    token: u64,
+    flags: epoll::EventFlags,
+) -> io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), flags)?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::virtio_net::{VirtioNet, Virtqueue};
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
 const BUDGET: usize = 64;
-/// The longest command that is looked at, in octets: a table of more than ten thousand addresses.
+/// The longest command, in octets: a table of more than ten thousand addresses.
 const MAX_COMMAND: u64 = 64 * 1024;
 
 /// Why a command was answered with an error.
@@ -42,7 +42,8 @@ pub struct ControlCounters {
     pub ok: u64,
 }
 
-/// Does what the driver asks for on its control queue. Returns whether there was anything.
+/// Does what the driver asks for on its control queue, whether or not the front-end has enabled it: some enable
+/// only the queues that packets pass through. Returns whether there was anything.
 pub fn poll(device: &mut VirtioNet, port: &mut Port, counters: &mut ControlCounters) -> bool {
     let Some(index) = device.control_queue() else {
         return false;
@@ -80,7 +81,12 @@ fn serve(
             queue.ring.rewind(position);
             return Err(Fault::NotWritable);
         }
-        let mut command = vec![0; queue.readable.len().min(MAX_COMMAND) as usize];
+        // One that is too long is refused for that, whatever it begins with.
+        let len = match queue.readable.len() {
+            0..=MAX_COMMAND => queue.readable.len() as usize,
+            _ => 0,
+        };
+        let mut command = vec![0; len];
         queue.readable.cursor().read(&mut command);
         counters.commands += 1;
         let answer = match execute(port, features, &command) {

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -32,11 +32,17 @@ impl CallFd {
     /// Takes over `fd`, an eventfd or a socket.
     ///
     /// # Errors
-    /// `fd` cannot be made non-blocking.
+    /// `fd` is neither, or cannot be made non-blocking.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let mode = SFlag::from_bits_truncate(fstat(&fd)?.st_mode);
-        let socket = mode & SFlag::S_IFMT == SFlag::S_IFSOCK;
+        let socket = file_type(&fd)? == SFlag::S_IFSOCK;
         if !socket {
+            if !is_eventfd(&fd) {
+                let kind = io::ErrorKind::InvalidInput;
+                return Err(io::Error::new(
+                    kind,
+                    "it is neither an eventfd nor a socket",
+                ));
+            }
             let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
             fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
@@ -45,6 +51,16 @@ impl CallFd {
             socket,
         })
     }
+}
+
+/// Whether `fd` is an eventfd, as far as can be told: it has no file type, as all that Linux calls anonymous.
+#[must_use]
+pub fn is_eventfd(fd: &impl AsFd) -> bool {
+    file_type(fd).is_ok_and(|file_type| file_type.is_empty())
+}
+
+fn file_type(fd: &impl AsFd) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT)
 }
 
 impl Interrupt for CallFd {
@@ -76,14 +92,16 @@ mod tests {
     fn an_eventfd_at_its_limit_does_not_block() {
         let event = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
         event.write(u64::MAX - 1).unwrap();
-        let mut call = CallFd::new(
-            std::os::fd::AsFd::as_fd(&event)
-                .try_clone_to_owned()
-                .unwrap(),
-        )
-        .unwrap();
+        let mut call = CallFd::new(AsFd::as_fd(&event).try_clone_to_owned().unwrap()).unwrap();
         call.raise().unwrap();
         assert_eq!(event.read().unwrap(), u64::MAX - 1);
+    }
+
+    #[test]
+    fn what_could_block_or_grow_is_no_interrupt() {
+        let file = File::open("/dev/null").unwrap();
+        assert!(!is_eventfd(&file));
+        assert!(CallFd::new(file.into()).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use nic_model::frame::Frame;
 use nic_model::host::QueueIndex;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::time::Nanos;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::control::{self, ControlCounters};
 use crate::features::Features;
@@ -35,12 +35,29 @@ pub struct NicStatus {
     pub port: PortStatus,
     /// Features that the driver accepted.
     pub features: String,
-    /// Virtqueues by number: rx0, tx0, and so on, then the control queue.
+    /// Virtqueues by number; shown by name: rx0, tx0, and so on, then ctrl.
+    #[serde(serialize_with = "by_name")]
     pub queues: Vec<QueueCounters>,
     /// Where their rings stand; none for a queue that is not set up.
+    #[serde(serialize_with = "by_name")]
     pub rings: Vec<Option<RingState>>,
     /// Commands on the control queue.
     pub control: ControlCounters,
+}
+
+/// One entry a virtqueue, under the queue's name.
+fn by_name<T: Serialize, S: Serializer>(queues: &[T], out: S) -> Result<S::Ok, S::Error> {
+    let name = |index: usize| match index {
+        control if control + 1 == queues.len() => "ctrl".to_owned(),
+        index if index.is_multiple_of(2) => format!("rx{}", index / 2),
+        index => format!("tx{}", index / 2),
+    };
+    out.collect_map(
+        queues
+            .iter()
+            .enumerate()
+            .map(|(index, queue)| (name(index), queue)),
+    )
 }
 
 impl Nic {

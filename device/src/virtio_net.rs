@@ -26,11 +26,11 @@ pub struct QueueCounters {
     pub packets: u64,
     /// Octets of those, without headers and check sequences.
     pub bytes: u64,
-    /// Times that the driver kicked.
+    /// Times that a kick woke the worker; while it is awake it needs none.
     pub kicks: u64,
     /// Interrupts raised.
     pub interrupts_sent: u64,
-    /// Interrupts not raised, since the driver asked not to be.
+    /// Interrupts not raised, since the driver asked not to be, or gave nothing to be interrupted with.
     pub interrupts_suppressed: u64,
     /// Interrupts that could not be raised: the front-end's call descriptor is broken.
     pub interrupts_failed: u64,
@@ -287,6 +287,11 @@ impl VirtioNet {
         });
     }
 
+    /// Replaces what tells the front-end that the driver broke virtqueue `index`.
+    pub fn set_error(&mut self, index: usize, error: Option<Box<dyn Interrupt>>) {
+        self.each(index, |queue| queue.error = error);
+    }
+
     /// Counts a kick of virtqueue `index`.
     pub fn count_kick(&mut self, index: usize) {
         self.each(index, |queue| queue.counters.kicks += 1);
@@ -298,12 +303,6 @@ impl VirtioNet {
             self.tear_down(index);
         }
         self.acked = Features::empty();
-    }
-
-    /// Whether any virtqueue is set up.
-    #[must_use]
-    pub fn in_use(&self) -> bool {
-        self.queues.iter().any(Option::is_some)
     }
 
     fn each(&mut self, index: usize, change: impl FnOnce(&mut Virtqueue)) {

@@ -129,21 +129,21 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
     let mut at = offset + 40;
     let mut fragment = false;
     for _ in 0..MAX_EXTENSIONS {
-        let units = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8,
-            AUTHENTICATION => 4,
-            FRAGMENT => 0,
-            _ => break,
-        };
-        let extension = frame.get(at..at + 8)?;
+        if !matches!(
+            next,
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
+        ) {
+            break;
+        }
+        let extension = frame.get(at..)?.first_chunk::<8>()?;
         let len = match next {
             FRAGMENT => {
                 // An atomic fragment (RFC 6946) is a whole datagram.
                 fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
                 8
             }
-            AUTHENTICATION => (usize::from(extension[1]) + 2) * units,
-            _ => (usize::from(extension[1]) + 1) * units,
+            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
+            _ => (usize::from(extension[1]) + 1) * 8,
         };
         next = extension[0];
         at += len;

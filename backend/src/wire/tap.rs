@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use log::warn;
+use log::{error, warn};
 use nic_model::frame::{Frame, Pool};
 use nic_model::time::Nanos;
 use nix::errno::Errno;
@@ -83,6 +83,7 @@ pub struct Tap {
     refused: u64,
     read_errors: u64,
     stale: u64,
+    gone: bool,
 }
 
 impl Tap {
@@ -120,6 +121,7 @@ impl Tap {
             refused: 0,
             read_errors: 0,
             stale: 0,
+            gone: false,
         };
         // Someone before us may have asked the kernel for super-frames, which need a header that we do not read.
         let _ = ioctl::set_offloads(&tap.device, 0);
@@ -142,6 +144,13 @@ impl Tap {
         )
         .map_err(failed("open a socket to configure it"))?;
         let flags = ioctl::flags(&control, &self.name).map_err(failed("read its state"))?;
+        let its_mtu = ioctl::mtu(&control, &self.name).map_err(failed("read its MTU"))?;
+        if existed && its_mtu != i32::from(mtu) {
+            let name = &self.name;
+            warn!(
+                "TAP device {name} has MTU {its_mtu} and this NIC {mtu}: longer packets are lost"
+            );
+        }
         if !existed {
             ioctl::set_mtu(&control, &self.name, mtu).map_err(failed("set its MTU"))?;
             ioctl::set_flags(&control, &self.name, flags | libc::IFF_UP as c_short)
@@ -151,6 +160,17 @@ impl Tap {
             warn!("TAP device {name} is down; bring it up with ip link set {name} up");
         }
         Ok(())
+    }
+
+    /// Somebody has removed the interface.
+    fn lose(&mut self) {
+        if !self.gone {
+            let name = &self.name;
+            error!(
+                "TAP device {name} was removed: nothing comes or goes any more; restart the NIC"
+            );
+            self.gone = true;
+        }
     }
 
     /// Discards what waits in the interface's queue: it was sent to a link that there was not.
@@ -167,6 +187,7 @@ impl Tap {
 
 impl Wire for Tap {
     fn receive(&mut self, now: Nanos, room: usize, pool: &mut Pool, frames: &mut Vec<Frame>) {
+        let room = if self.gone { 0 } else { room };
         for _ in 0..room {
             let mut frame = pool.take();
             match read(&self.device, frame.buffer_mut()) {
@@ -178,8 +199,10 @@ impl Wire for Tap {
                 }
                 outcome => {
                     pool.give(frame);
-                    if !matches!(outcome, Err(Errno::EAGAIN | Errno::EINTR)) {
-                        self.read_errors += 1;
+                    match outcome {
+                        Err(Errno::EAGAIN | Errno::EINTR) => {}
+                        Err(Errno::EBADFD) => self.lose(),
+                        _ => self.read_errors += 1,
                     }
                     break;
                 }
@@ -201,6 +224,10 @@ impl Wire for Tap {
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {
         Some(self.device.as_fd())
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone
     }
 
     fn link_changed(&mut self, _: Nanos, up: bool) {
@@ -232,6 +259,7 @@ mod ioctl {
     nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
     nix::ioctl_write_ptr_bad!(tunsetcarrier, libc::TUNSETCARRIER, c_int);
     nix::ioctl_read_bad!(siocgifflags, libc::SIOCGIFFLAGS, libc::ifreq);
+    nix::ioctl_read_bad!(siocgifmtu, libc::SIOCGIFMTU, libc::ifreq);
     nix::ioctl_write_ptr_bad!(siocsifflags, libc::SIOCSIFFLAGS, libc::ifreq);
     nix::ioctl_write_ptr_bad!(siocsifmtu, libc::SIOCSIFMTU, libc::ifreq);
 
@@ -270,6 +298,14 @@ mod ioctl {
         unsafe { siocgifflags(control.as_raw_fd(), &mut request) }?;
         // SAFETY: SIOCGIFFLAGS succeeded, so that it is the flags that the union holds.
         Ok(unsafe { request.ifr_ifru.ifru_flags })
+    }
+
+    pub fn mtu(control: &impl AsRawFd, name: &str) -> nix::Result<c_int> {
+        let mut request = request(name);
+        // SAFETY: SIOCGIFMTU reads the name of one `ifreq` and writes its MTU.
+        unsafe { siocgifmtu(control.as_raw_fd(), &mut request) }?;
+        // SAFETY: SIOCGIFMTU succeeded, so that it is the MTU that the union holds.
+        Ok(unsafe { request.ifr_ifru.ifru_mtu })
     }
 
     pub fn set_flags(control: &impl AsRawFd, name: &str, flags: c_short) -> nix::Result<()> {

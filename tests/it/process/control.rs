@@ -91,7 +91,7 @@ fn stats_show_every_counter() {
     for (name, value) in [
         ("port.tx_frames ", "10"),
         ("wire_counters.sink_frames ", "10"),
-        ("queues.1.packets ", "10"),
+        ("queues.tx0.packets ", "10"),
         ("connections ", "1"),
         ("wire ", "sink"),
         ("port.link ", "true"),
@@ -101,7 +101,10 @@ fn stats_show_every_counter() {
         assert_eq!(line(&all, name), value, "{name}");
     }
     assert_eq!(json["port"]["tx_frames"], 10);
-    assert_eq!(json["queues"].as_array().map(Vec::len), Some(3));
+    assert_eq!(
+        json["queues"].as_object().map(serde_json::Map::len),
+        Some(3)
+    );
     assert!(
         json["features"]
             .as_str()
