@@ -436,3 +436,29 @@ fn regions_come_and_go_while_rings_run() {
         "nothing was lost"
     );
 }
+
+#[test]
+fn a_ring_whose_memory_goes_and_comes_back_goes_on() {
+    let nic = TestNic::new("loopback");
+    let mut guest = attach(Persona::Qemu, &nic.socket(), 256);
+    assert_passes(&mut guest, 0..100);
+    for region in guest.transport.memory().regions() {
+        let body = single_region(&memory_region(&region, region.host_addr));
+        let raw = guest.transport.raw().expect("a connection");
+        raw.tell_acked(FrontendReq::REM_MEM_REG, &body, &[])
+            .expect("a region less");
+        raw.tell_acked(FrontendReq::ADD_MEM_REG, &body, &[region.fd])
+            .expect("the region again");
+    }
+    assert_passes(&mut guest, 0..100);
+}
+
+#[test]
+fn a_front_end_that_says_nothing_makes_way_for_another() {
+    let nic = TestNic::new("loopback");
+    let mute = connect(&nic.socket(), PATIENCE).expect("a connection");
+    wait_until("the mute one is served", || nic.status().connections == 1);
+    let mut guest = attach(Persona::Qemu, &nic.socket(), 256);
+    assert_passes(&mut guest, 0..100);
+    drop(mute);
+}
