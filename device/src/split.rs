@@ -209,7 +209,7 @@ impl SplitRing {
     }
 
     /// Takes the chain that starts at `head`; most have one descriptor.
-    #[inline]
+    #[inline(always)] // on the way of each packet, and small
     fn take(&self, head: u16, readable: &mut Scatter, writable: &mut Scatter) -> Result<(), Fault> {
         let descriptor = self.descriptor(head);
         let (flags, len) = (descriptor.flags.get(), descriptor.len.get());
@@ -225,6 +225,7 @@ impl SplitRing {
     }
 
     /// Walks the chain that starts at `head`, whose first descriptor has been copied already.
+    #[inline(never)]
     fn walk(
         &self,
         head: u16,
@@ -329,7 +330,7 @@ impl Ring for SplitRing {
         Ok(available)
     }
 
-    #[inline]
+    #[inline(always)] // on the way of each packet, and small
     fn fetch(
         &mut self,
         readable: &mut Scatter,
