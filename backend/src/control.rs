@@ -83,7 +83,7 @@ pub fn ask(path: &Path, request: Request) -> anyhow::Result<Value> {
         .map_err(|error| (error.kind(), error));
     match asked {
         Ok(0) | Err((io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _)) => bail!(
-            "the NIC hung up without an answer; it serves {MAX_CONNECTIONS} connections at once"
+            "the NIC hung up without an answer: is this the path given to serve --control? (it serves {MAX_CONNECTIONS} connections at once)"
         ),
         Ok(_) => {}
         Err((_, error)) => return Err(error).context("the NIC did not answer"),

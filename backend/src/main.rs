@@ -21,6 +21,7 @@ use serde_json::Value;
 /// A NIC that virtual machines plug into: virtio-net over vhost-user.
 #[derive(Parser)]
 #[command(
+    name = "vhost-user-nic",
     version,
     after_help = "Start with: vhost-user-nic serve --socket /tmp/nic.sock"
 )]
@@ -88,7 +89,7 @@ struct Serve {
     /// The card's address
     #[arg(long, default_value = "52:54:00:12:34:56")]
     mac: MacAddress,
-    /// The longest packet, in octets without the Ethernet header
+    /// The longest packet, in octets without the Ethernet header: 68 to 9216
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u16).range(68..=9216))]
     mtu: u16,
     /// The line rate: 10M, 100M, 1G, 2.5G, 5G, 10G, 25G, 40G, 50G, 100G, 200G or 400G
@@ -231,6 +232,11 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
     let socket = std::path::absolute(&options.socket)?;
     let socket = socket.display();
     let (mac, speed, mtu, wire) = (options.mac, options.speed, options.mtu, &options.wire);
+    // QEMU answers for the configuration space; the guest learns the MTU from it alone.
+    let host_mtu = match mtu {
+        1500 => String::new(),
+        mtu => format!(",host_mtu={mtu}"),
+    };
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -239,7 +245,7 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
 QEMU:
   -object memory-backend-memfd,id=mem,size=512M,share=on -machine memory-backend=mem -m 512M
   -chardev socket,id=nic,path={socket},reconnect-ms=500
-  -netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac={mac}
+  -netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}
 
 User-mode Linux:
   virtio_uml.device={socket}:1

@@ -194,15 +194,17 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     if let Ok(there) = fs::symlink_metadata(path) {
         if !there.file_type().is_socket() {
             bail!(
-                "{} exists and is no socket; remove it or choose another path",
+                "{} exists and is no socket; choose another path",
                 path.display()
             );
         }
-        if UnixStream::connect(path).is_ok() {
-            bail!(
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => bail!("cannot tell who listens on {}: {error}", path.display()),
+            Ok(_) => bail!(
                 "somebody listens on {} already; choose another path",
                 path.display()
-            );
+            ),
         }
         fs::remove_file(path)
             .with_context(|| format!("cannot remove the stale socket {}", path.display()))?;

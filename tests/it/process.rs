@@ -50,7 +50,7 @@ fn it_listens_at_once_and_says_how_to_attach() {
         "52:54:00:ab:cd:ef, 25Gb/s, MTU 9000, wire partner".to_owned(),
         format!("listening on {socket}\n"),
         format!("-chardev socket,id=nic,path={socket},reconnect-ms=500\n"),
-        "-netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac=52:54:00:ab:cd:ef\n".to_owned(),
+        "-netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac=52:54:00:ab:cd:ef,host_mtu=9000\n".to_owned(),
         format!("virtio_uml.device={socket}:1\n"),
         format!("vhost-user-nic stats --control {control}\n"),
     ] {

@@ -107,6 +107,11 @@ impl Reader {
     /// # Errors
     /// It is none, or it is none of Ethernet.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
+        if !std::fs::metadata(path)?.is_file() {
+            // Opening a pipe would wait for its other end.
+            let kind = io::ErrorKind::InvalidInput;
+            return Err(io::Error::new(kind, "it is no regular file").into());
+        }
         let mut file = File::open(path)?;
         let mut magic = [0; 4];
         match file.read_exact(&mut magic) {
