@@ -89,7 +89,8 @@ impl Line {
     }
 
     /// Carries a frame of `octets` as soon as the line is free, but not before `ready`; returns when it is
-    /// free for the next one. Preamble and gap are added here.
+    /// free for the next one. Preamble and gap are added here, so that this is 12 octets' time after the
+    /// frame's last bit; the port takes it for the arrival.
     #[inline]
     pub fn carry(&mut self, octets: usize, ready: Nanos) -> Nanos {
         if ready > self.busy_until {
