@@ -4,6 +4,7 @@
 //! features, config      what is offered, and what the configuration space says
 //! memory                the guest's memory as a table of mappings, and scatter lists over it
 //! ring, split           virtqueues: descriptors fetched once, checked, and used in bursts
+//! notify                who is told of what: interrupts wanted, kicks wanted
 //! header                struct virtio_net_hdr
 //! rx, tx                DMA: frames into posted buffers, packets out of them
 //! control               the control queue's commands
@@ -27,6 +28,7 @@ pub mod interrupt;
 #[allow(unsafe_code)]
 pub mod memory;
 pub mod nic;
+pub mod notify;
 pub mod ring;
 mod rx;
 #[allow(unsafe_code)]

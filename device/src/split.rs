@@ -7,17 +7,17 @@
 use std::num::Wrapping;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::AtomicU16;
 
 use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY,
 };
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::features::Features;
 use crate::memory::{GuestMemory, Scatter};
+use crate::notify::{Notify, Word, Words};
 use crate::ring::{BadRing, Fault, Ring, RingState};
 
 /// Where a ring is and where it starts.
@@ -53,25 +53,82 @@ const RING_HEADER: usize = 2;
 /// Octets of `struct virtq_used_elem`.
 const USED_ELEMENT: usize = 8;
 
+/// The available and the used ring, word by word; the mapping that they lie in is the [`SplitRing`]'s to keep.
+#[derive(Debug)]
+struct Rings {
+    available: NonNull<u16>,
+    used: NonNull<u16>,
+    size: u16,
+    event_idx: bool,
+}
+
+impl Rings {
+    /// Word `at` of the available ring: flags, index, entries, used_event.
+    #[inline]
+    fn available_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < RING_HEADER + usize::from(self.size) + usize::from(self.event_idx));
+        // SAFETY: `SplitRing::new` made sure that the ring with all its words is mapped and aligned, and its
+        // `memory` keeps it mapped. The driver shares it with us, which an atomic allows.
+        unsafe { AtomicU16::from_ptr(self.available.add(at).as_ptr()) }
+    }
+
+    /// Word `at` of the used ring: flags, index, entries of four words, avail_event.
+    #[inline]
+    fn used_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < RING_HEADER + 4 * usize::from(self.size) + usize::from(self.event_idx));
+        // SAFETY: as in `available_word`.
+        unsafe { AtomicU16::from_ptr(self.used.add(at).as_ptr()) }
+    }
+}
+
+/// The two event words exist with EVENT_IDX only, and only then are they asked for.
+impl Words for Rings {
+    type Word = AtomicU16;
+
+    #[inline]
+    fn available_flags(&self) -> &AtomicU16 {
+        self.available_word(0)
+    }
+
+    #[inline]
+    fn available_index(&self) -> &AtomicU16 {
+        self.available_word(1)
+    }
+
+    #[inline]
+    fn used_event(&self) -> &AtomicU16 {
+        self.available_word(RING_HEADER + usize::from(self.size))
+    }
+
+    #[inline]
+    fn used_flags(&self) -> &AtomicU16 {
+        self.used_word(0)
+    }
+
+    #[inline]
+    fn used_index(&self) -> &AtomicU16 {
+        self.used_word(1)
+    }
+
+    #[inline]
+    fn avail_event(&self) -> &AtomicU16 {
+        self.used_word(RING_HEADER + 4 * usize::from(self.size))
+    }
+}
+
 /// A split virtqueue in guest memory.
 #[derive(Debug)]
 pub struct SplitRing {
     memory: Arc<GuestMemory>,
     descriptors: NonNull<u8>,
-    available: NonNull<u16>,
-    used: NonNull<u16>,
-    size: u16,
-    event_idx: bool,
+    rings: Rings,
     indirect: bool,
     /// The next entry of the available ring to take, and how far the driver has filled it.
     next_available: Wrapping<u16>,
     available_index: Wrapping<u16>,
-    /// The next entry of the used ring to fill, how far the driver has been shown it, and how far it had
-    /// been when an interrupt was last considered.
+    /// The next entry of the used ring to fill.
     next_used: Wrapping<u16>,
-    published: Wrapping<u16>,
-    signalled: Wrapping<u16>,
-    kicks_disabled: bool,
+    notify: Notify,
     /// What is available was not enough: only more of it is worth a kick.
     short: bool,
 }
@@ -134,74 +191,37 @@ impl SplitRing {
             4 + USED_ELEMENT as u64 * entries + event,
             4,
         )?;
-        let mut ring = SplitRing {
-            descriptors,
+        let rings = Rings {
             available: available.cast(),
             used: used.cast(),
-            memory,
             size,
             event_idx: features.contains(Features::EVENT_IDX),
-            indirect: features.contains(Features::INDIRECT_DESC),
-            next_available: Wrapping(0),
-            available_index: Wrapping(0),
-            next_used: Wrapping(0),
-            published: Wrapping(0),
-            signalled: Wrapping(0),
-            kicks_disabled: false,
-            short: false,
         };
-        // Whoever served the ring before may have stopped while it wanted no kicks.
-        let flags = u16::from_le(ring.used_word(0).load(Ordering::Relaxed));
-        ring.kicks_disabled = u32::from(flags) & VRING_USED_F_NO_NOTIFY != 0;
-        let index = Wrapping(ring.used_word(1).load(Ordering::Relaxed).to_le());
-        ring.next_available = index;
-        ring.available_index = index;
-        ring.next_used = index;
-        ring.published = index;
-        ring.signalled = index;
-        Ok(ring)
-    }
-
-    /// Word `at` of the available ring: flags, index, entries, used_event.
-    #[inline]
-    fn available_word(&self, at: usize) -> &AtomicU16 {
-        debug_assert!(at < RING_HEADER + usize::from(self.size) + usize::from(self.event_idx));
-        // SAFETY: `new` made sure that the ring with all its words is mapped and aligned, and `memory` keeps it
-        // mapped. The driver shares it with us, which an atomic allows.
-        unsafe { AtomicU16::from_ptr(self.available.add(at).as_ptr()) }
-    }
-
-    /// Word `at` of the used ring: flags, index, entries of four words, avail_event.
-    #[inline]
-    fn used_word(&self, at: usize) -> &AtomicU16 {
-        debug_assert!(at < RING_HEADER + 4 * usize::from(self.size) + usize::from(self.event_idx));
-        // SAFETY: as in `available_word`.
-        unsafe { AtomicU16::from_ptr(self.used.add(at).as_ptr()) }
-    }
-
-    /// The available ring's used_event: the used index at which an interrupt is wanted.
-    #[inline]
-    fn used_event(&self) -> u16 {
-        let at = RING_HEADER + usize::from(self.size);
-        u16::from_le(self.available_word(at).load(Ordering::Relaxed))
-    }
-
-    /// The used ring's avail_event: the available index at which a kick is wanted.
-    #[inline]
-    fn avail_event(&self) -> &AtomicU16 {
-        self.used_word(RING_HEADER + 4 * usize::from(self.size))
+        let notify = Notify::new(&rings, rings.event_idx);
+        let index = Wrapping(notify.published());
+        Ok(SplitRing {
+            descriptors,
+            rings,
+            memory,
+            indirect: features.contains(Features::INDIRECT_DESC),
+            next_available: index,
+            available_index: index,
+            next_used: index,
+            notify,
+            short: false,
+        })
     }
 
     /// The place of a free-running index in the ring.
     #[inline]
     fn slot(&self, index: Wrapping<u16>) -> usize {
-        usize::from(index.0 & (self.size - 1))
+        usize::from(index.0 & (self.rings.size - 1))
     }
 
     /// A private copy of descriptor `index` of the ring's own table.
     #[inline]
     fn descriptor(&self, index: u16) -> Descriptor {
-        debug_assert!(index < self.size);
+        debug_assert!(index < self.rings.size);
         let words = self.descriptors.cast::<[u64; 2]>();
         // SAFETY: `new` made sure that the table is mapped and aligned; `index` is within it.
         let words = unsafe { words.add(usize::from(index)).read_volatile() };
@@ -237,11 +257,11 @@ impl SplitRing {
         let mut index = head;
         // The indirect table that the walk is in: its guest address.
         let mut indirect: Option<u64> = None;
-        let mut entries = u32::from(self.size);
+        let mut entries = u32::from(self.rings.size);
         let mut seen_writable = false;
         let (read_before, written_before) = (readable.len(), writable.len());
         // One step more than the ring has descriptors: the one that refers to an indirect table does not count.
-        for _ in 0..=self.size {
+        for _ in 0..=self.rings.size {
             let descriptor = match (first.take(), indirect) {
                 (Some(first), _) => first,
                 (None, None) => self.descriptor(index),
@@ -302,30 +322,32 @@ impl SplitRing {
 
 impl Ring for SplitRing {
     fn state(&self) -> RingState {
-        let used_event = self.event_idx.then(|| self.used_event());
-        let flags = u16::from_le(self.available_word(0).load(Ordering::Relaxed));
+        let rings = &self.rings;
+        let flags = rings.available_flags().get();
         let wanted = u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
         RingState {
-            size: self.size,
-            available: u16::from_le(self.available_word(1).load(Ordering::Relaxed)),
+            size: rings.size,
+            available: rings.available_index().get(),
             taken: self.next_available.0,
-            used: self.published.0,
-            interrupt_after: used_event,
-            interrupts_wanted: (!self.event_idx).then_some(wanted),
+            used: self.notify.published(),
+            interrupt_after: rings.event_idx.then(|| rings.used_event().get()),
+            interrupts_wanted: (!rings.event_idx).then_some(wanted),
         }
     }
 
     fn size(&self) -> u16 {
-        self.size
+        self.rings.size
     }
 
     #[inline]
     fn begin(&mut self) -> Result<u16, Fault> {
-        let index = Wrapping(u16::from_le(self.available_word(1).load(Ordering::Acquire)));
+        let index = Wrapping(self.rings.available_index().get_acquire());
         let available = (index - self.next_available).0;
-        if available > self.size {
+        if available > self.rings.size {
             return Err(Fault::IndexJump);
         }
+        // With more of it, what was not enough may be: only a try can tell.
+        self.short &= index == self.available_index;
         self.available_index = index;
         Ok(available)
     }
@@ -340,8 +362,8 @@ impl Ring for SplitRing {
             return Ok(None);
         }
         let slot = RING_HEADER + self.slot(self.next_available);
-        let head = u16::from_le(self.available_word(slot).load(Ordering::Relaxed));
-        if head >= self.size {
+        let head = self.rings.available_word(slot).get();
+        if head >= self.rings.size {
             return Err(Fault::HeadOutOfRange);
         }
         self.take(head, readable, writable)?;
@@ -364,11 +386,11 @@ impl Ring for SplitRing {
     #[inline]
     fn complete(&mut self, id: u16, len: u32) {
         let slot = RING_HEADER + 4 * self.slot(self.next_used);
-        debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.size));
+        debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.rings.size));
         // SAFETY: `new` made sure that the used ring is mapped and aligned to 4; `slot` is an entry of it.
         // The driver does not look at it before `publish`.
         unsafe {
-            let element = self.used.add(slot).cast::<u32>();
+            let element = self.rings.used.add(slot).cast::<u32>();
             element.write_volatile(u32::from(id).to_le());
             element.add(1).write_volatile(len.to_le());
         }
@@ -377,29 +399,12 @@ impl Ring for SplitRing {
 
     #[inline]
     fn publish(&mut self) {
-        if self.published != self.next_used {
-            self.published = self.next_used;
-            self.used_word(1)
-                .store(self.next_used.0.to_le(), Ordering::Release);
-        }
+        self.notify.publish(&self.rings, self.next_used.0);
     }
 
     #[inline]
     fn needs_interrupt(&mut self) -> bool {
-        if self.published == self.signalled {
-            return false;
-        }
-        // The driver must see the used index before we look whether it wants to hear of it.
-        fence(Ordering::SeqCst);
-        let (new, old) = (self.published, self.signalled);
-        self.signalled = new;
-        if self.event_idx {
-            let event = Wrapping(self.used_event());
-            new - event - Wrapping(1) < new - old
-        } else {
-            let flags = u16::from_le(self.available_word(0).load(Ordering::Relaxed));
-            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
-        }
+        self.notify.needs_interrupt(&self.rings)
     }
 
     fn enable_kicks(&mut self) -> bool {
@@ -408,24 +413,11 @@ impl Ring for SplitRing {
         } else {
             self.next_available
         };
-        if self.event_idx {
-            self.avail_event().store(known.0.to_le(), Ordering::Relaxed);
-        } else if self.kicks_disabled {
-            self.used_word(0).store(0, Ordering::Relaxed);
-        }
-        self.kicks_disabled = false;
-        fence(Ordering::SeqCst);
-        let index = u16::from_le(self.available_word(1).load(Ordering::Acquire));
-        index != known.0
+        self.notify.enable_kicks(&self.rings, known.0)
     }
 
     fn disable_kicks(&mut self) {
-        // With event_idx there is nothing to do: the index at which a kick was wanted lies behind.
-        if !self.event_idx && !self.kicks_disabled {
-            let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
-            self.used_word(0).store(flags, Ordering::Relaxed);
-        }
-        self.kicks_disabled = true;
+        self.notify.disable_kicks(&self.rings);
     }
 }
 

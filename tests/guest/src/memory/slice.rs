@@ -91,28 +91,15 @@ impl GuestSlice {
     #[inline]
     fn load<T: Copy>(&self, offset: usize) -> T {
         let src = self.at(offset, size_of::<T>()).cast::<T>();
-        // Volatile, so that the compiler reads once what the device may change; one access where
-        // alignment allows it.
-        if src.is_aligned() {
-            // SAFETY: in bounds and aligned; `T` is one of the integer types below, for which every
-            // bit pattern is a value.
-            unsafe { src.read_volatile() }
-        } else {
-            // SAFETY: in bounds; as above.
-            unsafe { src.read_unaligned() }
-        }
+        // SAFETY: in bounds; `T` is one of the integer types below.
+        unsafe { load(src) }
     }
 
     #[inline]
     fn store<T: Copy>(&self, offset: usize, value: T) {
         let dst = self.at(offset, size_of::<T>()).cast::<T>();
-        if dst.is_aligned() {
-            // SAFETY: in bounds and aligned.
-            unsafe { dst.write_volatile(value) };
-        } else {
-            // SAFETY: in bounds.
-            unsafe { dst.write_unaligned(value) };
-        }
+        // SAFETY: in bounds.
+        unsafe { store(dst, value) };
     }
 
     /// Reads a byte.
@@ -161,6 +148,37 @@ impl GuestSlice {
         self.store(offset, value.to_le());
     }
 
+    /// Reads two little-endian `u32` that lie side by side, each once.
+    #[inline]
+    #[must_use]
+    pub fn read_u32_pair(&self, offset: usize) -> (u32, u32) {
+        let src = self.at(offset, 8).cast::<u32>();
+        // SAFETY: both are in bounds.
+        let (first, second) = unsafe { (load(src), load(src.add(1))) };
+        (u32::from_le(first), u32::from_le(second))
+    }
+
+    /// Reads a little-endian `u64` and the `u32` behind it, each once.
+    #[inline]
+    #[must_use]
+    pub fn read_u64_u32(&self, offset: usize) -> (u64, u32) {
+        let src = self.at(offset, 12);
+        // SAFETY: both are in bounds.
+        let (first, second) = unsafe { (load(src.cast::<u64>()), load(src.add(8).cast::<u32>())) };
+        (u64::from_le(first), u32::from_le(second))
+    }
+
+    /// Writes two little-endian `u64` side by side.
+    #[inline]
+    pub fn write_u64_pair(&self, offset: usize, first: u64, second: u64) {
+        let dst = self.at(offset, 16).cast::<u64>();
+        // SAFETY: both are in bounds.
+        unsafe {
+            store(dst, first.to_le());
+            store(dst.add(1), second.to_le());
+        }
+    }
+
     #[inline]
     fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
         let ptr = self.at(offset, 2).cast::<u16>();
@@ -182,6 +200,37 @@ impl GuestSlice {
     pub fn store_release_u16(&self, offset: usize, value: u16) {
         self.atomic_u16(offset)
             .store(value.to_le(), Ordering::Release);
+    }
+}
+
+/// Reads a number of guest memory: volatile, so that the compiler reads once what the device may change; in
+/// one access where alignment allows it.
+///
+/// # Safety
+/// `src` can be read, and every bit pattern is a `T`.
+#[inline]
+unsafe fn load<T: Copy>(src: *const T) -> T {
+    if src.is_aligned() {
+        // SAFETY: the caller's promise, and aligned.
+        unsafe { src.read_volatile() }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { src.read_unaligned() }
+    }
+}
+
+/// Writes a number to guest memory, as [`load`] reads it.
+///
+/// # Safety
+/// `dst` can be written.
+#[inline]
+unsafe fn store<T: Copy>(dst: *mut T, value: T) {
+    if dst.is_aligned() {
+        // SAFETY: the caller's promise, and aligned.
+        unsafe { dst.write_volatile(value) };
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { dst.write_unaligned(value) };
     }
 }
 

@@ -3,6 +3,7 @@
 //! This is the second implementation of the ring: it has no line in common with the device's, so
 //! that the two check each other. Layout and rules: virtio 1.3, 2.7.
 
+pub mod handshake;
 pub mod raw;
 pub mod split;
 #[cfg(test)]
@@ -25,6 +26,11 @@ pub const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
 
 /// Bytes of a descriptor.
 pub const DESC_SIZE: usize = 16;
+
+/// Offsets in the available and the used ring.
+const RING_FLAGS: usize = 0;
+const RING_IDX: usize = 2;
+const RING_ENTRIES: usize = 4;
 
 /// A piece of a buffer, by guest-physical address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -11,17 +11,12 @@
 
 use std::sync::Arc;
 
+use super::handshake::{Handshake, IndexCell, IndexCells};
 use super::{
-    AddError, DESC_SIZE, RingFault, RingMemory, Segment, Used, VIRTQ_AVAIL_F_NO_INTERRUPT,
-    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
-    vring_need_event,
+    AddError, DESC_SIZE, RING_ENTRIES, RingFault, RingMemory, Segment, Used, VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
-use crate::memory::{GuestMemory, GuestSlice, MemoryError, virtio_mb};
-
-/// Offsets in the available and used rings.
-const FLAGS: usize = 0;
-const IDX: usize = 2;
-const ENTRIES: usize = 4;
+use crate::memory::{GuestMemory, GuestSlice, MemoryError};
 
 /// How a ring is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +48,7 @@ struct DescState {
 pub struct SplitQueue {
     ring: RingMemory,
     mask: u16,
-    event_idx: bool,
+    handshake: Handshake,
     indirect: Option<GuestSlice>,
     indirect_entries: u16,
     extra: Vec<DescExtra>,
@@ -69,8 +64,6 @@ pub struct SplitQueue {
     last_used_idx: u16,
     /// `used.idx` as last loaded and checked.
     used_seen: u16,
-    /// Copy of `avail.flags`, kept with EVENT_IDX too.
-    avail_flags_shadow: u16,
     broken: Option<RingFault>,
 }
 
@@ -111,7 +104,7 @@ impl SplitQueue {
         };
         Ok(Self {
             mask: size - 1,
-            event_idx: options.event_idx,
+            handshake: Handshake::new(options.event_idx),
             indirect,
             indirect_entries: options.indirect,
             extra: (1..=size)
@@ -125,7 +118,6 @@ impl SplitQueue {
             num_added: 0,
             last_used_idx: 0,
             used_seen: 0,
-            avail_flags_shadow: 0,
             broken: None,
             ring,
         })
@@ -177,7 +169,50 @@ impl SplitQueue {
     ///
     /// # Errors
     /// [`AddError::Full`] when descriptors are short; the other kinds cannot be waited away.
+    #[inline(always)] // callers know how many pieces they have
     pub fn add(&mut self, out: &[Segment], input: &[Segment], token: u32) -> Result<(), AddError> {
+        match (out, input) {
+            // Most buffers: one descriptor.
+            (&[], &[piece]) => self.add_one(piece, VIRTQ_DESC_F_WRITE, piece.len, token),
+            (&[piece], &[]) => self.add_one(piece, 0, 0, token),
+            _ => self.add_chain(out, input, token),
+        }
+    }
+
+    #[inline(always)] // on the way of each packet, in both directions
+    fn add_one(
+        &mut self,
+        piece: Segment,
+        flags: u16,
+        writable: u32,
+        token: u32,
+    ) -> Result<(), AddError> {
+        if let Some(fault) = self.broken {
+            return Err(fault.into());
+        }
+        if self.num_free == 0 {
+            return Err(AddError::Full);
+        }
+        let head = self.free_head;
+        let next = self.extra[usize::from(head)].next;
+        write_desc(&self.ring.desc, usize::from(head), piece, flags, next);
+        let chain = DescState {
+            count: 1,
+            last: head,
+            token,
+            writable,
+        };
+        self.make_available(head, next, chain);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn add_chain(
+        &mut self,
+        out: &[Segment],
+        input: &[Segment],
+        token: u32,
+    ) -> Result<(), AddError> {
         if let Some(fault) = self.broken {
             return Err(fault.into());
         }
@@ -207,22 +242,30 @@ impl SplitQueue {
             }
             (count, self.write_chain(head, count, pieces))
         };
-        self.free_head = self.extra[usize::from(last)].next;
-        self.num_free -= count;
         let writable = input
             .iter()
             .fold(0, |sum: u32, piece| sum.saturating_add(piece.len));
-        self.state[usize::from(head)] = DescState {
+        let next = self.extra[usize::from(last)].next;
+        let chain = DescState {
             count,
             last,
             token,
             writable,
         };
+        self.make_available(head, next, chain);
+        Ok(())
+    }
+
+    /// Puts the chain from `head` on into the available ring; `next` is free then.
+    #[inline]
+    fn make_available(&mut self, head: u16, next: u16, chain: DescState) {
+        self.free_head = next;
+        self.num_free -= chain.count;
+        self.state[usize::from(head)] = chain;
         let slot = usize::from(self.avail_idx & self.mask);
-        self.ring.avail.write_u16(ENTRIES + 2 * slot, head);
+        self.ring.avail.write_u16(RING_ENTRIES + 2 * slot, head);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         self.num_added = self.num_added.saturating_add(1);
-        Ok(())
     }
 
     fn write_chain<'a>(
@@ -280,7 +323,7 @@ impl SplitQueue {
     /// Makes all added buffers available with one store of the index.
     pub fn publish(&mut self) {
         if self.published != self.avail_idx {
-            self.ring.avail.store_release_u16(IDX, self.avail_idx);
+            self.handshake.publish(&self.ring, self.avail_idx);
             self.published = self.avail_idx;
         }
     }
@@ -289,29 +332,22 @@ impl SplitQueue {
     #[must_use]
     pub fn kick_prepare(&mut self) -> bool {
         self.publish();
-        virtio_mb();
-        let new = self.avail_idx;
         let added = std::mem::take(&mut self.num_added);
+        if self.broken.is_some() {
+            return false;
+        }
         let Ok(added) = u16::try_from(added) else {
             return true;
         };
-        if self.broken.is_some() {
-            false
-        } else if self.event_idx {
-            let event = self
-                .ring
-                .used
-                .read_u16(ENTRIES + 8 * usize::from(self.ring.size));
-            vring_need_event(event, new, new.wrapping_sub(added))
-        } else {
-            self.ring.used.read_u16(FLAGS) & VIRTQ_USED_F_NO_NOTIFY == 0
-        }
+        let (old, new) = (self.avail_idx.wrapping_sub(added), self.avail_idx);
+        self.handshake.kick_wanted(&self.ring, old, new)
     }
 
     /// Takes the next used buffer (`virtqueue_get_buf`).
     ///
     /// # Errors
     /// What the device did wrong; the ring is broken from then on.
+    #[inline(always)] // on the way of each packet, in both directions
     pub fn get_buf(&mut self) -> Result<Option<Used>, RingFault> {
         if let Some(fault) = self.broken {
             return Err(fault);
@@ -319,11 +355,8 @@ impl SplitQueue {
         if self.last_used_idx == self.used_seen && !self.look_for_used()? {
             return Ok(None);
         }
-        let slot = ENTRIES + 8 * usize::from(self.last_used_idx & self.mask);
-        let (id, len) = (
-            self.ring.used.read_u32(slot),
-            self.ring.used.read_u32(slot + 4),
-        );
+        let slot = RING_ENTRIES + 8 * usize::from(self.last_used_idx & self.mask);
+        let (id, len) = self.ring.used.read_u32_pair(slot);
         let Some(state) = self.state.get_mut(id as usize) else {
             return Err(self.give_up(RingFault::UsedId {
                 id,
@@ -343,10 +376,7 @@ impl SplitQueue {
         self.free_head = id as u16;
         self.num_free += count;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
-        if self.event_idx && self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT == 0 {
-            self.set_used_event(self.last_used_idx);
-            virtio_mb();
-        }
+        self.handshake.taken(&self.ring, self.last_used_idx);
         Ok(Some(Used {
             token,
             len,
@@ -356,7 +386,7 @@ impl SplitQueue {
 
     /// Loads `used.idx`; whether it moved.
     fn look_for_used(&mut self) -> Result<bool, RingFault> {
-        let to = self.ring.used.load_acquire_u16(IDX);
+        let to = self.handshake.used_idx(&self.ring);
         let outstanding = self.published.wrapping_sub(self.last_used_idx);
         if to.wrapping_sub(self.last_used_idx) > outstanding {
             let from = self.last_used_idx;
@@ -379,78 +409,43 @@ impl SplitQueue {
     /// Whether used buffers wait to be taken (`more_used`).
     #[must_use]
     pub fn more_used(&self) -> bool {
-        self.broken.is_none() && self.ring.used.load_acquire_u16(IDX) != self.last_used_idx
-    }
-
-    fn set_used_event(&self, index: u16) {
-        self.ring
-            .avail
-            .write_u16(ENTRIES + 2 * usize::from(self.ring.size), index);
+        self.broken.is_none() && self.handshake.used_idx(&self.ring) != self.last_used_idx
     }
 
     /// Asks for no interrupts (`virtqueue_disable_cb`). A hint: some may still come.
-    ///
-    /// With EVENT_IDX there is no off: the event index is put as far away as it can be, so that the
-    /// device passes it only after 65535 more buffers. (Linux writes 0.)
     pub fn disable_cb(&mut self) {
-        if self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT != 0 {
-            return;
-        }
-        self.avail_flags_shadow |= VIRTQ_AVAIL_F_NO_INTERRUPT;
-        if self.event_idx {
-            self.set_used_event(self.last_used_idx.wrapping_sub(1));
-        } else {
-            self.ring.avail.write_u16(FLAGS, self.avail_flags_shadow);
-        }
+        self.handshake.disable_cb(&self.ring, self.last_used_idx);
     }
 
     /// Asks for an interrupt with the next used buffer; what it returns is for [`Self::poll`]
     /// (`virtqueue_enable_cb_prepare`).
     pub fn enable_cb_prepare(&mut self) -> u16 {
-        if self.avail_flags_shadow & VIRTQ_AVAIL_F_NO_INTERRUPT != 0 {
-            self.avail_flags_shadow &= !VIRTQ_AVAIL_F_NO_INTERRUPT;
-            if !self.event_idx {
-                self.ring.avail.write_u16(FLAGS, self.avail_flags_shadow);
-            }
-        }
-        if self.event_idx {
-            self.set_used_event(self.last_used_idx);
-        }
+        self.handshake
+            .enable_cb_prepare(&self.ring, self.last_used_idx);
         self.last_used_idx
     }
 
     /// Whether the device used a buffer since `last_used` (`virtqueue_poll`).
     #[must_use]
     pub fn poll(&self, last_used: u16) -> bool {
-        virtio_mb();
-        self.broken.is_none() && self.ring.used.load_acquire_u16(IDX) != last_used
+        self.broken.is_none() && self.handshake.poll(&self.ring, last_used)
     }
 
     /// Asks for interrupts and looks once more: `false` means that buffers came in between, for
     /// which no interrupt may follow, so the caller has to look again (`virtqueue_enable_cb`).
     #[must_use]
     pub fn enable_cb(&mut self) -> bool {
-        let last = self.enable_cb_prepare();
-        !self.poll(last)
+        let idle = self.handshake.enable_cb(&self.ring, self.last_used_idx);
+        idle || self.broken.is_some()
     }
 
     /// Asks for an interrupt when three quarters of the outstanding buffers are used; `false` when
     /// they already are (`virtqueue_enable_cb_delayed`).
     #[must_use]
     pub fn enable_cb_delayed(&mut self) -> bool {
-        self.enable_cb_prepare();
-        let outstanding = self.avail_idx.wrapping_sub(self.last_used_idx);
-        let bufs = (u32::from(outstanding) * 3 / 4) as u16;
-        if self.event_idx {
-            self.set_used_event(self.last_used_idx.wrapping_add(bufs));
-        }
-        virtio_mb();
-        let used = self
-            .ring
-            .used
-            .load_acquire_u16(IDX)
-            .wrapping_sub(self.last_used_idx);
-        used <= bufs
+        let outstanding = self.outstanding();
+        self.handshake
+            .enable_cb_delayed(&self.ring, self.last_used_idx, outstanding)
     }
 
     /// Takes back a buffer that the device never used, once it is stopped
@@ -466,7 +461,7 @@ impl SplitQueue {
         // One less that the device may use.
         self.avail_idx = self.avail_idx.wrapping_sub(1);
         self.published = self.avail_idx;
-        self.ring.avail.store_release_u16(IDX, self.avail_idx);
+        self.handshake.publish(&self.ring, self.avail_idx);
         Some(token)
     }
 
@@ -481,7 +476,7 @@ impl SplitQueue {
         (self.free_head, self.num_free) = (0, size);
         (self.avail_idx, self.published, self.num_added) = (0, 0, 0);
         (self.last_used_idx, self.used_seen) = (0, 0);
-        self.avail_flags_shadow = 0;
+        self.handshake = self.handshake.restarted();
         self.broken = None;
     }
 
@@ -501,20 +496,15 @@ impl SplitQueue {
         assert!(self.num_free == self.ring.size && self.avail_idx == self.last_used_idx);
         (self.avail_idx, self.published) = (index, index);
         (self.last_used_idx, self.used_seen) = (index, index);
-        self.ring.avail.store_release_u16(IDX, index);
-        self.ring.used.store_release_u16(IDX, index);
-        if self.event_idx {
-            self.set_used_event(index);
-        }
+        self.ring.store_release(IndexCell::AvailIdx, index);
+        self.ring.store_release(IndexCell::UsedIdx, index);
+        self.handshake.start_at(&self.ring, index);
     }
 }
 
 #[inline]
 fn write_desc(table: &GuestSlice, index: usize, piece: Segment, flags: u16, next: u16) {
     let at = index * DESC_SIZE;
-    table.write_u64(at, piece.addr);
-    table.write_u64(
-        at + 8,
-        u64::from(piece.len) | u64::from(flags) << 32 | u64::from(next) << 48,
-    );
+    let rest = u64::from(piece.len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    table.write_u64_pair(at, piece.addr, rest);
 }
