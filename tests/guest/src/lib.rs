@@ -6,6 +6,8 @@
 //! `virtio-queue`: a bug would have to be made twice to go unseen. Names are Linux's.
 //!
 //! ```text
+//! net (Kernel: interrupts, NAPI, IPv4, UDP and ping sockets)
+//!     |
 //! virtio_net (VirtnetInfo: probe, start_xmit, poll, commands)
 //!     | rings and buffers            | features, config space, kicks, interrupts
 //!   ring (SplitQueue, RawRing)     transport (VhostUser, FrontEnd, or one of your own)
@@ -62,6 +64,45 @@
 //! # }
 //! ```
 //!
+//! A whole host on top of it, with interrupts, NAPI and UDP sockets ([`net`]):
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use std::time::{Duration, Instant};
+//! # use nic_guest::memory::GuestMemory;
+//! # use nic_guest::net::{Kernel, KernelConfig, Machine, Protocol, SockType};
+//! # use nic_guest::transport::Transport;
+//! # use nic_guest::transport::vhost_user::VhostUser;
+//! # use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+//! struct ThisComputer(Instant);
+//!
+//! impl Machine for ThisComputer {
+//!     fn now(&self) -> u64 {
+//!         self.0.elapsed().as_nanos() as u64
+//!     }
+//!     fn spend(&self, _ns: u64) {}
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let transport = VhostUser::connect(Path::new("/tmp/nic.sock"), GuestMemory::new(64 << 20)?)?;
+//! let nic = VirtnetInfo::probe(transport, &ProbeOptions::default())?;
+//! let machine = ThisComputer(Instant::now());
+//! let mut kernel = Kernel::new(nic, machine, KernelConfig::default()); // 10.77.0.2/24
+//! let fd = kernel.socket(SockType::Dgram, Protocol::Udp)?;
+//! kernel.sendto(fd, b"hello", Some("10.77.0.1:7".parse()?))?; // asks for the neighbour first
+//! let mut buf = [0; 1500];
+//! loop {
+//!     while kernel.step()? {}
+//!     if let Ok(received) = kernel.recvfrom(fd, &mut buf) {
+//!         println!("{:?} from {}", &buf[..received.len], received.from);
+//!         break;
+//!     }
+//!     kernel.dev.transport.wait(Duration::from_millis(100));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Being hostile
 //!
 //! [`ring::raw::RawRing`] writes any descriptor, index or used element;
@@ -82,6 +123,7 @@ mod allocator;
 pub mod memory;
 #[cfg(test)]
 mod memory_tests;
+pub mod net;
 pub mod ring;
 pub mod transport;
 pub mod virtio_net;

@@ -179,9 +179,9 @@ impl ControlQueue {
             Segment::new(self.pool.guest_addr() + (base + at) as u64, len as u32)
         };
         let out = [piece(0, 2), piece(DATA, data.len())];
-        let input = [piece(REPLY, reply_len), piece(ACK, 1)];
+        let input = [piece(ACK, 1), piece(REPLY, reply_len)];
         let out = if data.is_empty() { &out[..1] } else { &out };
-        let input = if reply_len == 0 { &input[1..] } else { &input };
+        let input = if reply_len == 0 { &input[..1] } else { &input };
         self.vq
             .add(out, input, slot as u32)
             .map_err(|error| match error {

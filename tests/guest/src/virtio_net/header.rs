@@ -156,6 +156,22 @@ impl VirtioNetHdr {
         hdr
     }
 
+    /// Reads a header of 12 bytes, the first eight in `low`, the others in `high`, as little-endian numbers.
+    #[inline]
+    #[must_use]
+    pub fn from_words(low: u64, high: u32) -> Self {
+        Self {
+            flags: low as u8,
+            gso_type: (low >> 8) as u8,
+            hdr_len: (low >> 16) as u16,
+            gso_size: (low >> 32) as u16,
+            csum_start: (low >> 48) as u16,
+            csum_offset: high as u16,
+            num_buffers: (high >> 16) as u16,
+            ..Self::default()
+        }
+    }
+
     /// Checks a header that came with a frame of `len` bytes.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! | `features`, `config`, `header` | layouts |
 //! | `rx`, `tx` | the two halves of a queue pair |
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
+//! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
 //! | `stats` | counters |
 
 pub mod commands;
@@ -17,6 +18,7 @@ pub mod config;
 pub mod ctrl;
 pub mod features;
 pub mod header;
+mod napi;
 pub mod rx;
 pub mod stats;
 pub mod tx;

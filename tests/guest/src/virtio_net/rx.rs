@@ -13,7 +13,7 @@ use super::header::{MAX_HDR_LEN, VirtioNetHdr};
 use super::stats::RxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
 use crate::ring::split::{SplitQueue, SplitQueueOptions};
-use crate::ring::{RingFault, Segment, Used};
+use crate::ring::{RingFault, Segment};
 use crate::transport::Transport;
 
 /// Shortest frame: an Ethernet header.
@@ -22,6 +22,9 @@ pub const ETH_HLEN: usize = 14;
 pub const GOOD_PACKET_LEN: usize = ETH_HLEN + 4 + 1500;
 /// Longest GSO frame.
 pub const MAX_GSO_LEN: usize = 65_535 + ETH_HLEN + 4;
+
+/// Length of the virtio header with VERSION_1 and without HASH_REPORT.
+const USUAL_HDR_LEN: usize = 12;
 
 /// How frames are laid into buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,12 +70,15 @@ pub struct RxFrame<'a> {
     /// Its header, checked.
     pub hdr: VirtioNetHdr,
     pool: &'a GuestSlice,
-    pieces: &'a [Piece],
+    first: Piece,
+    /// What is in further buffers.
+    rest: &'a [Piece],
     len: usize,
 }
 
 impl RxFrame<'_> {
     /// Bytes of the frame, without the virtio header.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -85,16 +91,18 @@ impl RxFrame<'_> {
     }
 
     /// Buffers that the frame is in.
+    #[inline]
     #[must_use]
     pub fn buffers(&self) -> usize {
-        self.pieces.len()
+        1 + self.rest.len()
     }
 
     /// Copies the frame's beginning into `buf`; how much.
     #[inline]
     pub fn copy_to(&self, buf: &mut [u8]) -> usize {
-        let mut done = 0;
-        for piece in self.pieces {
+        let mut done = self.first.len.min(buf.len());
+        self.pool.read(self.first.offset, &mut buf[..done]);
+        for piece in self.rest {
             let len = piece.len.min(buf.len() - done);
             self.pool.read(piece.offset, &mut buf[done..done + len]);
             done += len;
@@ -109,6 +117,17 @@ impl RxFrame<'_> {
         self.copy_to(&mut bytes);
         bytes
     }
+}
+
+/// What [`ReceiveQueue::receive_one`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken<R> {
+    /// Nothing was used.
+    Empty,
+    /// A frame that was dropped and counted.
+    Bad,
+    /// A frame, and what was made of it.
+    Frame(R),
 }
 
 /// A receive queue: its ring, its buffers, its counters.
@@ -128,9 +147,8 @@ pub struct ReceiveQueue {
     /// Buffers that are in nobody's hands.
     free: Vec<u32>,
     segments: Vec<Segment>,
-    /// Of the frame being put together.
-    pieces: Vec<Piece>,
-    slots: Vec<u32>,
+    /// Of the frame being put together, after its first.
+    rest: Vec<Piece>,
 }
 
 impl ReceiveQueue {
@@ -169,8 +187,7 @@ impl ReceiveQueue {
             stride,
             free: (0..count as u32).rev().collect(),
             segments: Vec::with_capacity(per_buffer),
-            pieces: Vec::with_capacity(count),
-            slots: Vec::with_capacity(count),
+            rest: Vec::with_capacity(count),
         })
     }
 
@@ -186,6 +203,12 @@ impl ReceiveQueue {
         self.mode
     }
 
+    /// Length of a buffer, virtio header included.
+    #[must_use]
+    pub fn buf_len(&self) -> usize {
+        self.buf_len
+    }
+
     /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.
     pub fn try_fill_recv(&mut self) -> usize {
         let mut added = 0;
@@ -199,18 +222,19 @@ impl ReceiveQueue {
         added
     }
 
+    #[inline]
     fn add_recvbuf(&mut self, slot: u32) -> bool {
         let addr = self.pool.guest_addr() + slot as u64 * self.stride as u64;
+        if self.mode != RxMode::Big {
+            let segment = Segment::new(addr, self.buf_len as u32);
+            return self.vq.add(&[], &[segment], slot).is_ok();
+        }
         self.segments.clear();
-        if self.mode == RxMode::Big {
-            self.segments.push(Segment::new(addr, self.hdr_len as u32));
-            for at in (self.hdr_len..self.buf_len).step_by(PAGE_SIZE) {
-                let len = PAGE_SIZE.min(self.buf_len - at);
-                self.segments
-                    .push(Segment::new(addr + at as u64, len as u32));
-            }
-        } else {
-            self.segments.push(Segment::new(addr, self.buf_len as u32));
+        self.segments.push(Segment::new(addr, self.hdr_len as u32));
+        for at in (self.hdr_len..self.buf_len).step_by(PAGE_SIZE) {
+            let len = PAGE_SIZE.min(self.buf_len - at);
+            self.segments
+                .push(Segment::new(addr + at as u64, len as u32));
         }
         self.vq.add(&[], &self.segments, slot).is_ok()
     }
@@ -234,64 +258,87 @@ impl ReceiveQueue {
         mut deliver: impl FnMut(RxFrame<'_>),
     ) -> Result<usize, RingFault> {
         let mut taken = 0;
-        while taken < budget {
-            let Some(used) = self.vq.get_buf()? else {
-                break;
-            };
+        while taken < budget && !matches!(self.receive_one(&mut deliver)?, Taken::Empty) {
             taken += 1;
-            self.pieces.clear();
-            self.slots.clear();
-            let hdr = self.receive_buf(used)?;
-            if let Some(hdr) = hdr {
-                let len = self.pieces.iter().map(|piece| piece.len).sum();
-                self.stats.packets += 1;
-                self.stats.bytes += len as u64;
-                deliver(RxFrame {
-                    hdr,
-                    pool: &self.pool,
-                    pieces: &self.pieces,
-                    len,
-                });
-            } else {
-                self.stats.drops += 1;
-            }
-            self.free.append(&mut self.slots);
         }
         Ok(taken)
     }
 
-    /// Puts a frame together in `pieces`; its header, or `None` when it is dropped.
-    fn receive_buf(&mut self, first: Used) -> Result<Option<VirtioNetHdr>, RingFault> {
-        self.slots.push(first.token);
-        let len = first.len as usize;
-        if len < self.hdr_len + ETH_HLEN || first.len > first.writable {
-            log::debug!("short packet or impossible length: {len}");
-            self.stats.length_errors += 1;
-            return Ok(None);
+    /// Takes the next frame, good or bad, and lends a good one to `deliver`. Its buffers are not
+    /// given back to the ring here.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    #[inline(always)] // on the way of each packet; what is made of the frame is built in its place
+    pub fn receive_one<R>(
+        &mut self,
+        deliver: impl FnOnce(RxFrame<'_>) -> R,
+    ) -> Result<Taken<R>, RingFault> {
+        let Some(used) = self.vq.get_buf()? else {
+            return Ok(Taken::Empty);
+        };
+        // Free at once: nobody fills the ring before the frame was lent.
+        self.free.push(used.token);
+        let mut len = used.len as usize;
+        if len < self.hdr_len + ETH_HLEN || used.len > used.writable {
+            self.length_error(len);
+            return Ok(Taken::Bad);
         }
-        let offset = first.token as usize * self.stride;
-        let mut bytes = [0; MAX_HDR_LEN];
-        self.pool.read(offset, &mut bytes[..self.hdr_len]);
-        let hdr = VirtioNetHdr::from_bytes(&bytes, self.features);
-        self.pieces.push(Piece {
+        len -= self.hdr_len;
+        let offset = used.token as usize * self.stride;
+        let hdr = self.read_hdr(offset);
+        let first = Piece {
             offset: offset + self.hdr_len,
-            len: len - self.hdr_len,
-        });
-        if self.mode == RxMode::Mergeable && !self.gather(hdr.num_buffers)? {
-            self.stats.length_errors += 1;
-            return Ok(None);
+            len,
+        };
+        let mut rest: &[Piece] = &[];
+        if self.mode == RxMode::Mergeable && hdr.num_buffers != 1 {
+            if !self.gather(hdr.num_buffers)? {
+                self.length_error(len);
+                return Ok(Taken::Bad);
+            }
+            rest = &self.rest;
+            len += rest.iter().map(|piece| piece.len).sum::<usize>();
         }
-        let len = self.pieces.iter().map(|piece| piece.len).sum();
         if let Err(error) = hdr.check(len, self.features) {
             log::debug!("{error}");
+            self.stats.drops += 1;
             self.stats.frame_errors += 1;
-            return Ok(None);
+            return Ok(Taken::Bad);
         }
-        Ok(Some(hdr))
+        self.stats.packets += 1;
+        self.stats.bytes += len as u64;
+        Ok(Taken::Frame(deliver(RxFrame {
+            hdr,
+            pool: &self.pool,
+            first,
+            rest,
+            len,
+        })))
     }
 
-    /// Takes the frame's other buffers; whether all were there and possible.
+    #[inline(always)] // on the way of each packet; called once
+    fn read_hdr(&self, offset: usize) -> VirtioNetHdr {
+        if self.hdr_len == USUAL_HDR_LEN {
+            // Two loads instead of a call.
+            let (low, high) = self.pool.read_u64_u32(offset);
+            return VirtioNetHdr::from_words(low, high);
+        }
+        let mut bytes = [0; MAX_HDR_LEN];
+        self.pool.read(offset, &mut bytes[..self.hdr_len]);
+        VirtioNetHdr::from_bytes(&bytes, self.features)
+    }
+
+    #[cold]
+    fn length_error(&mut self, len: usize) {
+        log::debug!("short packet, impossible length or buffers missing: {len}");
+        self.stats.drops += 1;
+        self.stats.length_errors += 1;
+    }
+
+    /// Takes the frame's other buffers into `rest`; whether all were there and possible.
     fn gather(&mut self, num_buffers: u16) -> Result<bool, RingFault> {
+        self.rest.clear();
         if num_buffers == 0 {
             log::debug!("rx error: a frame in 0 buffers");
             return Ok(false);
@@ -302,10 +349,10 @@ impl ReceiveQueue {
                 log::debug!("rx error: {missing} buffers out of {num_buffers} missing");
                 return Ok(false);
             };
-            self.slots.push(used.token);
+            self.free.push(used.token);
             good &= used.len <= used.writable;
             let offset = used.token as usize * self.stride;
-            self.pieces.push(Piece {
+            self.rest.push(Piece {
                 offset,
                 len: used.len as usize,
             });

@@ -110,6 +110,15 @@ impl SendQueue {
     /// [`XmitError::Busy`] when it is to be tried again later.
     #[inline]
     pub fn start_xmit(&mut self, frame: &[u8], hdr: &VirtioNetHdr) -> Result<(), XmitError> {
+        self.xmit(frame, hdr).map(drop)
+    }
+
+    /// The same; which buffer it is in until [`Self::get_sent`] names it.
+    ///
+    /// # Errors
+    /// As [`Self::start_xmit`].
+    #[inline]
+    pub fn xmit(&mut self, frame: &[u8], hdr: &VirtioNetHdr) -> Result<u32, XmitError> {
         let len = self.hdr_len + frame.len();
         if len > self.stride {
             self.stats.too_long += 1;
@@ -134,7 +143,7 @@ impl SendQueue {
             Ok(()) => {
                 self.free.pop();
                 self.lens[slot as usize] = frame.len() as u32;
-                Ok(())
+                Ok(slot)
             }
             Err(AddError::Broken(fault)) => Err(fault.into()),
             Err(_) => {
@@ -158,13 +167,37 @@ impl SendQueue {
     /// When the ring is broken.
     pub fn free_old_xmit(&mut self) -> Result<usize, RingFault> {
         let mut count = 0;
-        while let Some(used) = self.vq.get_buf()? {
-            self.stats.packets += 1;
-            self.stats.bytes += u64::from(self.lens[used.token as usize]);
-            self.free.push(used.token);
+        while self.get_sent()?.is_some() {
             count += 1;
         }
         Ok(count)
+    }
+
+    /// Takes back the next frame that the device has sent; the buffer it was in.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    #[inline]
+    pub fn get_sent(&mut self) -> Result<Option<u32>, RingFault> {
+        let Some(used) = self.vq.get_buf()? else {
+            return Ok(None);
+        };
+        self.stats.packets += 1;
+        self.stats.bytes += u64::from(self.lens[used.token as usize]);
+        self.free.push(used.token);
+        Ok(Some(used.token))
+    }
+
+    /// Whether one more frame can be put into the ring, however it is laid.
+    #[inline]
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let pieces = match &self.layout {
+            TxLayout::Single => 1,
+            TxLayout::HeaderSeparate => 2,
+            TxLayout::Cut(lengths) => MAX_PIECES.min(lengths.len() + 1),
+        };
+        !self.free.is_empty() && usize::from(self.vq.num_free()) >= pieces
     }
 
     /// Takes all buffers back from a stopped ring (`free_unused_bufs`).

@@ -1,6 +1,9 @@
-//! Devices for the driver to meet: one in this process, one behind a vhost-user socket.
+//! Devices for the driver to meet: one in this process, one behind a vhost-user socket, and one in
+//! virtual time for the kernel.
 
 #![allow(dead_code)] // each test file uses its part
 
 pub mod backend;
 pub mod in_process;
+pub mod packets;
+pub mod world;

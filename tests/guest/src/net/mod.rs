@@ -1,0 +1,337 @@
+//! The kernel: from a NIC's interrupt to a socket and back, as Linux 6.12 does it.
+//!
+//! A [`Kernel`] owns a driven device ([`VirtnetInfo`]), one `softnet_data` per CPU and the IPv4
+//! stack. Nothing runs by itself: [`Kernel::step`] does what is pending, socket calls do what a
+//! process would have the kernel do, and the [`Machine`] says what time it is and is told what work
+//! costs. So the same kernel runs in real time behind a vhost-user socket and in virtual time
+//! beside a modelled NIC. Functions have the names and the nesting of their Linux namesakes.
+//!
+//! ```text
+//! interrupt -> vring_interrupt -> skb_recv_done -> napi_schedule        softirq, virtio_net::napi
+//! net_rx_action -> __napi_poll -> virtnet_poll -> napi_gro_receive      napi, virtio_net::napi
+//! netif_receive_skb_list -> __netif_receive_skb_core                    dev
+//!   -> arp_rcv                                                          arp, neighbour
+//!   -> ip_rcv -> ip_route_input_noref -> ip_local_deliver               ip_input, route
+//!        -> udp_rcv -> __udp4_lib_lookup -> the socket's queue          udp, sock
+//!        -> icmp_rcv -> icmp_echo, ping_rcv                             icmp, ping
+//! recvfrom, sendto                                                      af_inet
+//!   -> udp_sendmsg -> ip_make_skb -> ip_output -> ip_finish_output2     udp, ip_output
+//!        -> neigh_resolve_output -> dev_queue_xmit                      neighbour, dev
+//!        -> sch_direct_xmit -> start_xmit                               sch_generic, virtio_net::napi
+//! ```
+//!
+//! Where an skb ends, it is counted once ([`KernelStats`]). No packet costs an allocation once the
+//! caches are filled, or a lock, or a virtual call.
+//!
+//! # Time
+//!
+//! Work takes no time but what [`CpuCost`] says. While the CPU is busy, interrupts come in as on a
+//! real machine: after each piece of work, those that are pending run, once each, before the next.
+//! Hard interrupts do not nest. The CPUs take turns within a step, so costs of several CPUs add up.
+//!
+//! # Limits
+//!
+//! IPv4 over one Ethernet device; no forwarding, fragments, VLAN, GRO or GSO, TCP, loopback,
+//! multicast or byte queue limits. Neighbours do not age. There is no scheduler: who waits for a
+//! socket looks again after each step.
+
+mod af_inet;
+mod arp;
+mod checksum;
+mod dev;
+pub(crate) mod eth;
+mod icmp;
+mod ip_input;
+mod ip_output;
+pub(crate) mod napi;
+mod neighbour;
+mod ping;
+mod route;
+mod sch_generic;
+pub(crate) mod skbuff;
+mod sock;
+mod softirq;
+pub mod stats;
+mod udp;
+
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use nix::errno::Errno;
+
+pub use self::af_inet::{Fd, Protocol, Received, SockType};
+use self::dev::PacketType;
+use self::ip_input::NetProtocol;
+use self::napi::NapiStruct;
+use self::neighbour::NeighTable;
+use self::route::Fib;
+use self::sch_generic::NetdevQueue;
+use self::skbuff::{Skb, SkbCache};
+use self::sock::{PortTable, SockTable};
+use self::softirq::SoftnetData;
+use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
+use crate::ring::RingFault;
+use crate::transport::Transport;
+use crate::virtio_net::VirtnetInfo;
+
+/// The computer that the kernel runs on: what time it is and what work costs.
+pub trait Machine {
+    /// Nanoseconds since the machine's epoch.
+    fn now(&self) -> u64;
+
+    /// The CPU is busy for `ns`, never 0: in virtual time the world (NIC, wire) moves on meanwhile;
+    /// in real time there is nothing to do, the work itself took its time.
+    fn spend(&self, ns: u64);
+}
+
+impl<M: Machine + ?Sized> Machine for &M {
+    #[inline]
+    fn now(&self) -> u64 {
+        (**self).now()
+    }
+
+    #[inline]
+    fn spend(&self, ns: u64) {
+        (**self).spend(ns);
+    }
+}
+
+impl<M: Machine + ?Sized> Machine for Rc<M> {
+    #[inline]
+    fn now(&self) -> u64 {
+        (**self).now()
+    }
+
+    #[inline]
+    fn spend(&self, ns: u64) {
+        (**self).spend(ns);
+    }
+}
+
+/// What work costs. Zero is not spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuCost {
+    /// Each hard interrupt.
+    pub irq: Duration,
+    /// Each call of a receive NAPI's poll function.
+    pub poll: Duration,
+    /// Each received packet, from the ring to the socket.
+    pub packet: Duration,
+}
+
+/// How the kernel is set up; the defaults are Linux's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// The interface's address.
+    pub addr: Ipv4Addr,
+    /// Bits of it that name the network.
+    pub prefix_len: u8,
+    /// Where packets for other networks go.
+    pub gateway: Option<Ipv4Addr>,
+    /// What work costs.
+    pub cost: CpuCost,
+    /// CPUs; queue pairs are dealt out to them in turn.
+    pub cpus: usize,
+    /// Packets of one `net_rx_action`.
+    pub netdev_budget: usize,
+    /// Microseconds of one `net_rx_action`, in whole jiffies of 4 ms: 2.
+    pub netdev_budget_usecs: u64,
+    /// Packets of one poll, and of one run of a queueing discipline.
+    pub dev_weight: usize,
+    /// Packets that a poll gathers before they go up together.
+    pub gro_normal_batch: usize,
+    /// Receive buffer of a new socket (`net.core.rmem_default`).
+    pub rmem_default: usize,
+    /// Send buffer of a new socket (`net.core.wmem_default`).
+    pub wmem_default: usize,
+    /// Packets that a queueing discipline holds (`txqueuelen`).
+    pub tx_queue_len: usize,
+    /// Packets that wait for one neighbour (`unres_qlen`).
+    pub unres_qlen: usize,
+}
+
+impl Default for KernelConfig {
+    fn default() -> Self {
+        Self {
+            addr: Ipv4Addr::new(10, 77, 0, 2),
+            prefix_len: 24,
+            gateway: None,
+            cost: CpuCost::default(),
+            cpus: 1,
+            netdev_budget: 300,
+            netdev_budget_usecs: 8000,
+            dev_weight: 64,
+            gro_normal_batch: 8,
+            rmem_default: 212_992,
+            wmem_default: 212_992,
+            tx_queue_len: 1000,
+            unres_qlen: 101,
+        }
+    }
+}
+
+/// [`CpuCost`] in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Costs {
+    pub irq: u64,
+    pub poll: u64,
+    pub packet: u64,
+}
+
+/// A guest's kernel with one network device.
+pub struct Kernel<T: Transport, M: Machine> {
+    /// The device.
+    pub dev: VirtnetInfo<T>,
+    /// The computer.
+    pub machine: M,
+    pub(crate) config: KernelConfig,
+    pub(crate) costs: Costs,
+    pub(crate) softnet: Vec<SoftnetData>,
+    /// The CPU that runs now (`smp_processor_id`).
+    pub(crate) cpu: usize,
+    /// By virtqueue number.
+    pub(crate) napi: Vec<NapiStruct>,
+    /// By queue pair.
+    pub(crate) txq: Vec<NetdevQueue>,
+    pub(crate) skb_cache: SkbCache,
+    pub(crate) dev_addr: [u8; 6],
+    ptype_base: Vec<PacketType>,
+    inet_protos: [Option<NetProtocol>; 256],
+    fib: Fib,
+    arp_tbl: NeighTable,
+    socks: SockTable,
+    udp_table: PortTable,
+    ping_table: PortTable,
+    /// Next identification of an IP packet (`ip_idents`).
+    ip_ident: u16,
+    counters: Counters,
+    /// What a device did wrong since the last step ended.
+    fault: Option<RingFault>,
+}
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Boots: registers the protocols (`net_dev_init`, `inet_init`) and opens the device, whose
+    /// receive queues interrupt from then on (`virtnet_open`).
+    pub fn new(dev: VirtnetInfo<T>, machine: M, config: KernelConfig) -> Self {
+        let ns = |cost: Duration| u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
+        let cost = config.cost;
+        let pairs = dev.rq.len();
+        let cpus = config.cpus.max(1);
+        let mut kernel = Self {
+            costs: Costs {
+                irq: ns(cost.irq),
+                poll: ns(cost.poll),
+                packet: ns(cost.packet),
+            },
+            softnet: (0..cpus).map(|_| SoftnetData::default()).collect(),
+            cpu: 0,
+            napi: (0..2 * pairs).map(|vq| NapiStruct::new(vq, cpus)).collect(),
+            txq: (0..pairs)
+                .map(|pair| NetdevQueue::new(&dev.sq[pair], config.tx_queue_len))
+                .collect(),
+            skb_cache: SkbCache::default(),
+            dev_addr: dev.mac(),
+            ptype_base: Vec::new(),
+            inet_protos: [None; 256],
+            fib: Fib::new(&config),
+            arp_tbl: NeighTable::default(),
+            socks: SockTable::default(),
+            udp_table: PortTable::default(),
+            ping_table: PortTable::default(),
+            ip_ident: 0,
+            counters: Counters::default(),
+            fault: None,
+            dev,
+            machine,
+            config,
+        };
+        kernel.inet_init();
+        kernel.virtnet_open();
+        kernel
+    }
+
+    /// Does all that is pending at this instant: hard interrupts, the soft interrupts that follow
+    /// them, one run of ksoftirqd. Whether there was anything: `false` means that the CPU is idle
+    /// until an interrupt comes or [`Self::next_timer`] is due. Who waits for an interrupt does so
+    /// with the transport ([`Transport::wait`] of `dev.transport`): `dev.wait` would take it.
+    ///
+    /// # Errors
+    /// A ring is broken; its queue is dead, all others go on.
+    pub fn step(&mut self) -> Result<bool, RingFault> {
+        let mut any = false;
+        for cpu in 0..self.softnet.len() {
+            self.cpu = cpu;
+            let irqs = self.do_irqs();
+            let timer = cpu == 0 && self.timer_interrupt();
+            if irqs || timer {
+                self.irq_exit();
+                any = true;
+            }
+            any |= self.run_ksoftirqd();
+        }
+        self.cpu = 0;
+        self.fault.take().map_or(Ok(any), Err)
+    }
+
+    /// When a timer is due next, in the machine's time: neighbours that do not answer are asked again.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<u64> {
+        self.arp_tbl.next_timer()
+    }
+
+    /// The interface's configuration.
+    #[must_use]
+    pub fn config(&self) -> &KernelConfig {
+        &self.config
+    }
+
+    /// All counters.
+    #[must_use]
+    pub fn stats(&self) -> KernelStats {
+        KernelStats::new(
+            &self.counters,
+            self.napi.iter().map(|napi| napi.stats).collect(),
+            self.softnet.iter().map(|sd| sd.stats).collect(),
+            self.txq.iter().map(|txq| txq.stats).collect(),
+        )
+    }
+
+    /// The CPU is busy for `ns`; interrupts that come meanwhile are taken.
+    #[inline]
+    pub(crate) fn spend(&mut self, ns: u64) {
+        if ns > 0 {
+            self.machine.spend(ns);
+            self.do_irqs();
+        }
+    }
+
+    /// Keeps what a ring did wrong for the end of the step; to whoever asked, the ring is empty.
+    #[inline]
+    pub(crate) fn note_fault<R>(&mut self, result: Result<R, RingFault>) -> Option<R> {
+        result.map_err(|fault| self.fault = Some(fault)).ok()
+    }
+
+    /// An skb ends well (`consume_skb`): who sent it is charged no longer.
+    #[inline]
+    pub(crate) fn consume_skb(&mut self, mut skb: Skb) {
+        if let Some(sk) = skb.sk.take() {
+            self.socks.sock_wfree(sk, skb.truesize);
+        }
+        self.skb_cache.put(skb);
+    }
+
+    /// A received packet ends before its time (`kfree_skb_reason`).
+    #[inline]
+    fn drop_rx(&mut self, skb: Skb, reason: RxDrop) {
+        self.counters.rx_drops[reason as usize] += 1;
+        self.skb_cache.put(skb);
+    }
+
+    /// A packet is not sent.
+    #[inline]
+    pub(crate) fn drop_tx(&mut self, skb: Skb, reason: TxDrop) {
+        self.counters.tx_drops[reason as usize] += 1;
+        self.consume_skb(skb);
+    }
+}

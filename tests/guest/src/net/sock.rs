@@ -1,0 +1,399 @@
+//! Sockets below the system calls (Linux: `net/core/sock.c`, `struct sock`, `struct inet_sock`).
+//!
+//! In: packets for a socket's queue. Out: the same to a reader. Each socket is charged for what waits
+//! in its queue, and for what it sent until the device is done with it; beyond the limits packets are
+//! dropped and counted, and senders are told to come again. Sockets are found by a hash of their port.
+
+use std::collections::VecDeque;
+
+use super::skbuff::{SkBuff, Skb};
+use super::stats::RxDrop;
+use super::{Errno, Kernel, Machine};
+use crate::transport::Transport;
+
+/// `SOCK_MIN_RCVBUF`.
+const SOCK_MIN_RCVBUF: usize = 2304;
+/// `net.ipv4.ip_local_port_range`.
+const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+const PORT_HASH_SIZE: usize = 256;
+
+/// The protocol of a socket (`struct proto`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proto {
+    Udp,
+    Ping,
+}
+
+/// A socket that may be gone, or another, when it is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SkRef {
+    at: u32,
+    generation: u32,
+}
+
+/// A socket.
+#[derive(Debug)]
+pub(super) struct Sock {
+    pub sk_prot: Proto,
+    /// Which of those that had this place.
+    generation: u32,
+    /// Local port, or identifier; 0 before it is bound.
+    pub inet_num: u16,
+    /// Local address; 0 is any.
+    pub inet_rcv_saddr: u32,
+    /// Peer, once connected; else 0.
+    pub inet_daddr: u32,
+    pub inet_dport: u16,
+    pub sk_rcvbuf: usize,
+    pub sk_rmem_alloc: usize,
+    pub sk_sndbuf: usize,
+    sk_wmem_alloc: usize,
+    pub sk_receive_queue: VecDeque<Skb>,
+    /// What a peer answered; told once.
+    pub sk_err: Option<Errno>,
+    /// It shares its port with others that would, too (`SO_REUSEADDR`).
+    pub sk_reuse: bool,
+}
+
+/// All sockets.
+#[derive(Debug, Default)]
+pub(super) struct SockTable {
+    socks: Vec<Option<Sock>>,
+    generations: u32,
+}
+
+impl SockTable {
+    /// A new socket; its place is the lowest free one.
+    pub fn sk_alloc(&mut self, sk_prot: Proto, sk_rcvbuf: usize, sk_sndbuf: usize) -> usize {
+        self.generations = self.generations.wrapping_add(1);
+        let sk = Sock {
+            sk_prot,
+            generation: self.generations,
+            inet_num: 0,
+            inet_rcv_saddr: 0,
+            inet_daddr: 0,
+            inet_dport: 0,
+            sk_rcvbuf,
+            sk_rmem_alloc: 0,
+            sk_sndbuf,
+            sk_wmem_alloc: 0,
+            sk_receive_queue: VecDeque::new(),
+            sk_err: None,
+            sk_reuse: false,
+        };
+        let free = self.socks.iter().position(Option::is_none);
+        let at = free.unwrap_or_else(|| {
+            self.socks.push(None);
+            self.socks.len() - 1
+        });
+        self.socks[at] = Some(sk);
+        at
+    }
+
+    #[inline]
+    pub fn get(&self, at: usize) -> Option<&Sock> {
+        self.socks.get(at)?.as_ref()
+    }
+
+    #[inline]
+    pub fn get_mut(&mut self, at: usize) -> Option<&mut Sock> {
+        self.socks.get_mut(at)?.as_mut()
+    }
+
+    pub fn remove(&mut self, at: usize) -> Option<Sock> {
+        self.socks.get_mut(at)?.take()
+    }
+
+    /// The device is done with a packet of that socket.
+    #[inline]
+    pub fn sock_wfree(&mut self, sk: SkRef, truesize: usize) {
+        if let Some(sock) = self.get_mut(sk.at as usize)
+            && sock.generation == sk.generation
+        {
+            sock.sk_wmem_alloc -= truesize.min(sock.sk_wmem_alloc);
+        }
+    }
+}
+
+/// What of a socket decides whether a packet is for it: what a lookup reads is together.
+#[derive(Debug, Clone, Copy)]
+struct HashEntry {
+    at: u32,
+    num: u16,
+    dport: u16,
+    rcv_saddr: u32,
+    daddr: u32,
+    reuse: bool,
+}
+
+impl HashEntry {
+    fn new(at: usize, sk: &Sock) -> Self {
+        Self {
+            at: at as u32,
+            num: sk.inet_num,
+            dport: sk.inet_dport,
+            rcv_saddr: sk.inet_rcv_saddr,
+            daddr: sk.inet_daddr,
+            reuse: sk.sk_reuse,
+        }
+    }
+
+    /// How particular the socket is (`compute_score`). An address of its own counts for more than a
+    /// peer, because Linux looks for such sockets first.
+    fn score(&self) -> u8 {
+        let own = u8::from(self.rcv_saddr != 0);
+        16 * own + 4 * u8::from(self.daddr != 0) + 4 * u8::from(self.dport != 0)
+    }
+
+    /// Whether it takes a packet.
+    #[inline]
+    fn takes(&self, (saddr, sport): (u32, u16), (daddr, num): (u32, u16)) -> bool {
+        self.num == num
+            && (self.rcv_saddr == daddr || self.rcv_saddr == 0)
+            && (self.daddr == saddr || self.daddr == 0)
+            && (self.dport == sport || self.dport == 0)
+    }
+}
+
+/// Sockets by local port (`struct udp_table`).
+#[derive(Debug)]
+pub(super) struct PortTable {
+    /// In each slot those with the highest score come first.
+    slots: Vec<Vec<HashEntry>>,
+    /// Where to look for a free port first.
+    next_port: u16,
+}
+
+impl Default for PortTable {
+    fn default() -> Self {
+        Self {
+            slots: vec![Vec::new(); PORT_HASH_SIZE],
+            next_port: *LOCAL_PORTS.start(),
+        }
+    }
+}
+
+impl PortTable {
+    #[inline]
+    fn slot(&self, num: u16) -> &[HashEntry] {
+        &self.slots[usize::from(num) % PORT_HASH_SIZE]
+    }
+
+    /// The next socket that takes a packet, from the `nth` in its slot on; and where to go on.
+    #[inline]
+    pub fn next_match(
+        &self,
+        nth: usize,
+        from: (u32, u16),
+        to: (u32, u16),
+    ) -> Option<(usize, usize)> {
+        let slot = self.slot(to.1).get(nth..)?;
+        let more = slot.iter().position(|entry| entry.takes(from, to))?;
+        Some((slot[more].at as usize, nth + more + 1))
+    }
+
+    /// The socket that fits a packet best (`__udp4_lib_lookup`); peers are address and port.
+    #[inline(always)] // for each datagram; its other callers are rare
+    pub fn lookup(&self, from: (u32, u16), to: (u32, u16)) -> Option<usize> {
+        for entry in self.slot(to.1) {
+            if entry.takes(from, to) {
+                return Some(entry.at as usize);
+            }
+        }
+        None
+    }
+
+    fn hash(&mut self, at: usize, sk: &Sock) {
+        let entry = HashEntry::new(at, sk);
+        let slot = &mut self.slots[usize::from(sk.inet_num) % PORT_HASH_SIZE];
+        let behind = slot.partition_point(|other| other.score() >= entry.score());
+        slot.insert(behind, entry);
+    }
+
+    /// A socket has other addresses than before (`udp_lib_rehash`).
+    pub fn rehash(&mut self, at: usize, sk: &Sock) {
+        self.unhash(at, sk.inet_num);
+        self.hash(at, sk);
+    }
+
+    /// Whether another socket has the port at an address that overlaps (`udp_lib_lport_inuse`).
+    fn lport_inuse(&self, num: u16, sk: &HashEntry) -> bool {
+        self.slot(num).iter().any(|other| {
+            let both_own = sk.rcv_saddr != 0 && other.rcv_saddr != 0;
+            other.num == num
+                && !(sk.reuse && other.reuse)
+                && (!both_own || other.rcv_saddr == sk.rcv_saddr)
+        })
+    }
+
+    /// Gives a socket a port, any free one for 0 (`udp_lib_get_port`).
+    ///
+    /// # Errors
+    /// EADDRINUSE.
+    pub fn get_port(&mut self, socks: &mut SockTable, at: usize, num: u16) -> Result<(), Errno> {
+        let entry = HashEntry::new(at, socks.get(at).ok_or(Errno::EBADF)?);
+        let num = if num != 0 {
+            if self.lport_inuse(num, &entry) {
+                return Err(Errno::EADDRINUSE);
+            }
+            num
+        } else {
+            let from = self.next_port;
+            let free = (from..=*LOCAL_PORTS.end())
+                .chain(*LOCAL_PORTS.start()..from)
+                .find(|&num| !self.lport_inuse(num, &entry))
+                .ok_or(Errno::EADDRINUSE)?;
+            self.next_port = if free == *LOCAL_PORTS.end() {
+                *LOCAL_PORTS.start()
+            } else {
+                free + 1
+            };
+            free
+        };
+        let sk = socks.get_mut(at).ok_or(Errno::EBADF)?;
+        sk.inet_num = num;
+        self.hash(at, sk);
+        Ok(())
+    }
+
+    /// A socket gives its port back (`udp_lib_unhash`).
+    pub fn unhash(&mut self, at: usize, num: u16) {
+        self.slots[usize::from(num) % PORT_HASH_SIZE].retain(|entry| entry.at as usize != at);
+    }
+}
+
+/// What `SO_RCVBUF` and `SO_SNDBUF` make of a value: twice as much, because overhead counts too.
+pub(super) fn sock_buf(value: usize) -> usize {
+    value.saturating_mul(2).max(SOCK_MIN_RCVBUF)
+}
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Puts a packet into a socket's queue, unless that is full (`__udp_enqueue_schedule_skb`): one
+    /// more is always let in, however long.
+    #[inline(always)] // for each datagram; its other callers are rare
+    pub(super) fn sock_queue_rcv_skb(&mut self, at: usize, mut skb: Skb, full: RxDrop) {
+        let Some(sk) = self.socks.get_mut(at) else {
+            return self.drop_rx(skb, full);
+        };
+        if sk.sk_rmem_alloc > sk.sk_rcvbuf {
+            return self.drop_rx(skb, full);
+        }
+        sk.sk_rmem_alloc += skb.truesize;
+        skb.tstamp = self.machine.now();
+        sk.sk_receive_queue.push_back(skb);
+        self.counters.queued += 1;
+    }
+
+    /// Whether a socket may send (`sock_alloc_send_skb`): who it is, and its port.
+    #[inline]
+    pub(super) fn sock_alloc_send(&mut self, at: usize) -> Result<(SkRef, u16), Errno> {
+        let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
+        if let Some(error) = sk.sk_err.take() {
+            return Err(error);
+        }
+        if sk.sk_wmem_alloc >= sk.sk_sndbuf {
+            return Err(Errno::EAGAIN);
+        }
+        let sk_ref = SkRef {
+            at: at as u32,
+            generation: sk.generation,
+        };
+        Ok((sk_ref, sk.inet_num))
+    }
+
+    /// Charges the sender of a packet for it.
+    #[inline]
+    pub(super) fn skb_set_owner_w(&mut self, skb: &mut SkBuff, sk: SkRef) {
+        skb.sk = Some(sk);
+        if let Some(sock) = self.socks.get_mut(sk.at as usize) {
+            sock.sk_wmem_alloc += skb.truesize;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: u32 = 0x0a4d_0002;
+    const PEER: u32 = 0x0a4d_0001;
+
+    /// A socket at `addr`, connected to `peer` if that is not 0.
+    fn add(socks: &mut SockTable, table: &mut PortTable, addr: u32, peer: (u32, u16)) -> usize {
+        let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
+        let sk = socks.get_mut(at).unwrap();
+        sk.inet_rcv_saddr = addr;
+        (sk.inet_daddr, sk.inet_dport) = peer;
+        sk.inet_num = 7000;
+        table.hash(at, sk);
+        at
+    }
+
+    #[test]
+    fn the_socket_that_fits_best_wins() {
+        let (mut socks, mut table) = (SockTable::default(), PortTable::default());
+        let any = add(&mut socks, &mut table, 0, (0, 0));
+        let own = add(&mut socks, &mut table, OURS, (0, 0));
+        let connected = add(&mut socks, &mut table, OURS, (PEER, 9));
+        for (saddr, sport, daddr, port, want) in [
+            (PEER, 9, OURS, 7000, Some(connected)),
+            (PEER, 10, OURS, 7000, Some(own)),
+            (PEER + 1, 9, OURS, 7000, Some(own)),
+            (PEER, 9, u32::MAX, 7000, Some(any)),
+            (PEER, 9, OURS, 7000 + PORT_HASH_SIZE as u16, None),
+        ] {
+            assert_eq!(table.lookup((saddr, sport), (daddr, port)), want);
+            let first = table.next_match(0, (saddr, sport), (daddr, port));
+            assert_eq!(first.is_some(), want.is_some());
+        }
+    }
+
+    #[test]
+    fn ports_are_given_once() {
+        let (mut socks, mut table) = (SockTable::default(), PortTable::default());
+        let mut open = |addr| {
+            let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
+            socks.get_mut(at).unwrap().inet_rcv_saddr = addr;
+            at
+        };
+        let (a, b, c) = (open(OURS), open(PEER), open(0));
+        assert_eq!(table.get_port(&mut socks, a, 7000), Ok(()));
+        assert_eq!(
+            table.get_port(&mut socks, b, 7000),
+            Ok(()),
+            "another address"
+        );
+        assert_eq!(table.get_port(&mut socks, c, 7000), Err(Errno::EADDRINUSE));
+        table.unhash(a, 7000);
+        table.unhash(b, 7000);
+        assert_eq!(table.get_port(&mut socks, c, 7000), Ok(()));
+    }
+
+    #[test]
+    fn free_ports_are_found_until_there_are_none() {
+        let (mut socks, mut table) = (SockTable::default(), PortTable::default());
+        table.next_port = 60_999;
+        for want in [60_999, 32_768, 32_769] {
+            let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
+            assert_eq!(table.get_port(&mut socks, at, 0), Ok(()));
+            assert_eq!(socks.get(at).unwrap().inet_num, want);
+        }
+    }
+
+    #[test]
+    fn a_packet_that_outlives_its_socket_charges_nobody() {
+        let mut socks = SockTable::default();
+        let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
+        let sk = SkRef {
+            at: at as u32,
+            generation: socks.get(at).unwrap().generation,
+        };
+        socks.remove(at);
+        socks.sock_wfree(sk, 768);
+        let again = socks.sk_alloc(Proto::Udp, 1000, 1000);
+        assert_eq!(again, at);
+        socks.get_mut(at).unwrap().sk_wmem_alloc = 768;
+        socks.sock_wfree(sk, 768);
+        assert_eq!(socks.get(at).unwrap().sk_wmem_alloc, 768);
+    }
+}

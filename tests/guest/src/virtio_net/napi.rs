@@ -1,0 +1,284 @@
+//! The driver under a kernel: interrupts, NAPI, and frames as skbs (Linux:
+//! `drivers/net/virtio_net.c`).
+//!
+//! Receive: used buffers become skbs, one copy each, and go to NAPI; the ring is refilled once half of
+//! what a poll may take is gone. Send: skbs are copied into the ring's buffers and end when the device
+//! has used them; when the ring is full the transmit queue stops, and completions wake it. Dropped and
+//! counted: frames that the send ring refuses for good. A broken ring is an empty one here; the kernel's
+//! step reports it.
+//!
+//! Virtqueues are called by number: even ones receive, odd ones send, and so do their NAPIs.
+
+use super::VirtnetInfo;
+use super::header::{
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_UDP, VirtioNetHdr,
+};
+use super::rx::{RxFrame, RxMode, Taken};
+use crate::memory::PAGE_SIZE;
+use crate::net::eth::eth_type_trans;
+use crate::net::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb, SkbCache, skb_truesize};
+use crate::net::stats::TxDrop;
+use crate::net::{Kernel, Machine};
+use crate::ring::split::SplitQueue;
+use crate::transport::Transport;
+
+/// Frames up to this length Linux copies out of their buffers; of longer ones it keeps the buffers.
+const GOOD_COPY_LEN: usize = 128;
+
+/// What Linux would charge a socket for a frame of `len` bytes in `buffers` buffers.
+#[inline]
+fn truesize(rx: (RxMode, usize), len: usize, buffers: usize) -> usize {
+    let (mode, buf_len) = rx;
+    let kept = match mode {
+        RxMode::Small => return skb_truesize(NET_SKB_PAD + buf_len),
+        _ if len <= GOOD_COPY_LEN => 0,
+        RxMode::Mergeable => buffers * buf_len,
+        RxMode::Big => len.next_multiple_of(PAGE_SIZE),
+    };
+    skb_truesize(NET_SKB_PAD + GOOD_COPY_LEN) + kept
+}
+
+/// Makes an skb of a received frame (`receive_mergeable`, `receive_small`): the one copy.
+#[inline(always)] // on the way of each packet; called once
+fn receive_buf(cache: &mut SkbCache, rx: (RxMode, usize), frame: RxFrame<'_>) -> Skb {
+    let truesize = truesize(rx, frame.len(), frame.buffers());
+    let mut skb = cache.alloc_charged(NET_SKB_PAD, frame.len(), truesize);
+    frame.copy_to(skb.put(frame.len()));
+    virtio_net_hdr_to_skb(&mut skb, &frame.hdr);
+    skb
+}
+
+/// Tells an skb what the device knows of its checksum and segments. The driver has checked the header.
+#[inline]
+fn virtio_net_hdr_to_skb(skb: &mut SkBuff, hdr: &VirtioNetHdr) {
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+        skb.ip_summed = IpSummed::Partial;
+        skb.csum_start = skb.headroom() + usize::from(hdr.csum_start);
+        skb.csum_offset = hdr.csum_offset;
+    } else if hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID != 0 {
+        skb.ip_summed = IpSummed::Unnecessary;
+    }
+    // A UFO frame is one datagram, however long.
+    if !matches!(
+        hdr.gso_type,
+        VIRTIO_NET_HDR_GSO_NONE | VIRTIO_NET_HDR_GSO_UDP
+    ) {
+        skb.gso_size = hdr.gso_size;
+    }
+}
+
+/// The header of a frame to send.
+#[inline]
+fn virtio_net_hdr_from_skb(skb: &SkBuff) -> VirtioNetHdr {
+    if skb.ip_summed == IpSummed::Partial {
+        let start = skb.csum_start - skb.headroom();
+        VirtioNetHdr::needs_csum(start as u16, skb.csum_offset)
+    } else {
+        VirtioNetHdr::default()
+    }
+}
+
+impl<T: Transport> VirtnetInfo<T> {
+    #[inline]
+    fn vq(&mut self, vq: usize) -> &mut SplitQueue {
+        if vq.is_multiple_of(2) {
+            &mut self.rq[vq / 2].vq
+        } else {
+            &mut self.sq[vq / 2].vq
+        }
+    }
+
+    /// Interrupts of one virtqueue since the last call, counted.
+    #[inline]
+    pub(crate) fn take_queue_interrupt(&mut self, vq: usize) -> u64 {
+        let raised = self.transport.take_interrupt(vq as u16);
+        if vq.is_multiple_of(2) {
+            self.rq[vq / 2].stats.interrupts += raised;
+        } else {
+            self.sq[vq / 2].stats.interrupts += raised;
+        }
+        raised
+    }
+}
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Opens the device: NAPI is switched on. What was used before would never interrupt, so each
+    /// queue is polled once (`virtnet_napi_enable`).
+    pub(crate) fn virtnet_open(&mut self) {
+        for vq in 0..self.napi.len() {
+            self.cpu = self.napi[vq].cpu;
+            self.virtqueue_napi_schedule(vq);
+            self.local_bh_enable();
+        }
+        self.cpu = 0;
+    }
+
+    /// A hard interrupt of a virtqueue.
+    pub(crate) fn vring_interrupt(&mut self, vq: usize) {
+        if !self.dev.vq(vq).more_used() {
+            self.napi[vq].stats.spurious += 1;
+            return;
+        }
+        self.napi[vq].stats.interrupts += 1;
+        if vq.is_multiple_of(2) {
+            self.skb_recv_done(vq);
+        } else {
+            self.skb_xmit_done(vq);
+        }
+    }
+
+    fn skb_recv_done(&mut self, vq: usize) {
+        self.virtqueue_napi_schedule(vq);
+    }
+
+    fn skb_xmit_done(&mut self, vq: usize) {
+        self.dev.vq(vq).disable_cb();
+        self.virtqueue_napi_schedule(vq);
+    }
+
+    fn virtqueue_napi_schedule(&mut self, vq: usize) {
+        if self.napi[vq].napi_schedule_prep() {
+            self.dev.vq(vq).disable_cb();
+            self.__napi_schedule(vq);
+        }
+    }
+
+    /// Ends a poll with interrupts on, and looks once more at what came before they were.
+    fn virtqueue_napi_complete(&mut self, vq: usize) {
+        let opaque = self.dev.vq(vq).enable_cb_prepare();
+        if self.napi_complete_done(vq) {
+            self.napi[vq].stats.completes += 1;
+            if self.dev.vq(vq).poll(opaque) {
+                self.napi[vq].stats.repolls += 1;
+                self.virtqueue_napi_schedule(vq);
+            }
+        } else {
+            self.dev.vq(vq).disable_cb();
+        }
+    }
+
+    /// The receive poll; how many frames it took, at most `budget`.
+    pub(crate) fn virtnet_poll(&mut self, vq: usize, budget: usize) -> usize {
+        let pair = vq / 2;
+        self.virtnet_poll_cleantx(pair);
+        let received = self.virtnet_receive(pair, budget);
+        if received < budget {
+            self.virtqueue_napi_complete(vq);
+        }
+        received
+    }
+
+    /// Takes back what the pair's other ring has sent, while we are here.
+    fn virtnet_poll_cleantx(&mut self, pair: usize) {
+        loop {
+            self.dev.sq[pair].vq.disable_cb();
+            self.free_old_xmit(pair);
+            if self.dev.sq[pair].vq.enable_cb_delayed() || self.dev.sq[pair].vq.fault().is_some() {
+                break;
+            }
+        }
+        self.wake_if_room(pair);
+    }
+
+    fn virtnet_receive(&mut self, pair: usize, budget: usize) -> usize {
+        let mut received = 0;
+        let rx = (self.dev.rq[pair].mode(), self.dev.rq[pair].buf_len());
+        while received < budget {
+            let cache = &mut self.skb_cache;
+            let taken = self.dev.rq[pair].receive_one(|frame| receive_buf(cache, rx, frame));
+            let skb = match self.note_fault(taken) {
+                Some(Taken::Frame(skb)) => Some(skb),
+                Some(Taken::Bad) => None,
+                Some(Taken::Empty) | None => break,
+            };
+            received += 1;
+            self.spend(self.costs.packet);
+            if let Some(skb) = skb {
+                self.virtnet_receive_done(pair, skb);
+            }
+        }
+        let rq = &mut self.dev.rq[pair];
+        if usize::from(rq.vq.num_free()) > budget.min(usize::from(rq.vq.size())) / 2
+            && rq.try_fill_recv() > 0
+        {
+            rq.kick(&self.dev.transport);
+        }
+        received
+    }
+
+    #[inline]
+    fn virtnet_receive_done(&mut self, pair: usize, mut skb: Skb) {
+        eth_type_trans(&mut skb, &self.dev_addr);
+        self.napi_gro_receive(2 * pair, skb);
+    }
+
+    /// The transmit poll.
+    pub(crate) fn virtnet_poll_tx(&mut self, vq: usize) -> usize {
+        let pair = vq / 2;
+        self.dev.vq(vq).disable_cb();
+        self.free_old_xmit(pair);
+        self.wake_if_room(pair);
+        self.virtqueue_napi_complete(vq);
+        0
+    }
+
+    /// Skbs that the device has sent end here.
+    #[inline]
+    fn free_old_xmit(&mut self, pair: usize) {
+        loop {
+            let sent = self.dev.sq[pair].get_sent();
+            let Some(Some(slot)) = self.note_fault(sent) else {
+                return;
+            };
+            if let Some(skb) = self.txq[pair].in_flight[slot as usize].take() {
+                self.consume_skb(skb);
+            }
+        }
+    }
+
+    #[inline]
+    fn wake_if_room(&mut self, pair: usize) {
+        if self.dev.sq[pair].has_room() {
+            self.netif_tx_wake_queue(pair);
+        }
+    }
+
+    /// Sends an skb that has all its headers; with `xmit_more` the kick is left to the next one.
+    ///
+    /// Linux stops the queue while there may be no room for a frame in 17 pieces; our frames are laid
+    /// into their descriptors by the driver's own option, so it stops when one such frame has no room.
+    pub(crate) fn start_xmit(&mut self, pair: usize, skb: Skb, xmit_more: bool) {
+        loop {
+            self.dev.sq[pair].vq.disable_cb();
+            self.free_old_xmit(pair);
+            let sq = &mut self.dev.sq[pair];
+            if xmit_more || sq.vq.enable_cb_delayed() || sq.vq.fault().is_some() {
+                break;
+            }
+        }
+        let hdr = virtio_net_hdr_from_skb(&skb);
+        match self.dev.sq[pair].xmit(skb.data(), &hdr) {
+            Ok(slot) => self.txq[pair].in_flight[slot as usize] = Some(skb),
+            // Not Busy: the queue would have been stopped.
+            Err(_) => self.drop_tx(skb, TxDrop::TxFifoErrors),
+        }
+        self.check_sq_full_and_disable(pair);
+        if !xmit_more || self.txq[pair].stopped {
+            self.dev.sq[pair].kick(&self.dev.transport);
+        }
+    }
+
+    /// Stops the queue when the next frame may have no room, and has completions wake it.
+    fn check_sq_full_and_disable(&mut self, pair: usize) {
+        let sq = &mut self.dev.sq[pair];
+        if sq.has_room() || sq.vq.fault().is_some() {
+            return;
+        }
+        let vq = 2 * pair + 1;
+        self.netif_tx_stop_queue(pair);
+        if !self.dev.vq(vq).enable_cb_delayed() {
+            self.virtqueue_napi_schedule(vq);
+        }
+    }
+}
