@@ -65,6 +65,18 @@ impl Card {
             .min()
     }
 
+    /// When the driver can notice at the earliest that the card has done something, if it does nothing itself. In
+    /// virtual time a round is not needed before: what happens until then happens in one, each thing as of its own
+    /// instant.
+    #[must_use]
+    pub fn next_notice(&self, now: Nanos) -> Option<Nanos> {
+        if self.wire.is_scheduled() {
+            self.nic.port.next_notice(now, self.wire.next_deadline())
+        } else {
+            self.next_deadline(now)
+        }
+    }
+
     /// Brings the link up or down; returns whether that is a change.
     pub fn set_link(&mut self, now: Nanos, up: bool) -> bool {
         let changed = self.nic.port.phy.set_link(up);

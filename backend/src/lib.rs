@@ -10,6 +10,7 @@
 
 pub mod card;
 pub mod clock;
+pub mod coalesce;
 pub mod control;
 pub mod protocol;
 pub mod relay;

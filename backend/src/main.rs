@@ -7,6 +7,8 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::info;
+use nic_backend::clock::Clock;
+use nic_backend::coalesce::CoalesceSpec;
 use nic_backend::control::{self, ControlSocket, Request};
 use nic_backend::server::{NicConfig, NicServer};
 use nic_backend::wire::WireSpec;
@@ -99,7 +101,7 @@ struct Serve {
     ///
     /// partner: a small host at 10.77.0.1 that answers ARP, ping, and echo (7) and discard (9) over UDP and TCP.
     /// tap=NAME: a TAP device of this host. pcap=IN[,OUT][,pps=N]: replays IN at each link-up, writes OUT.
-    /// generator[:pps=N,size=N,flows=N,count=N], sink, loopback, none.
+    /// generator[:pps=N,size=N,flows=N,count=N,random=SEED], sink, loopback, none.
     #[arg(
         long,
         value_name = "SPEC",
@@ -113,6 +115,12 @@ struct Serve {
     /// A feature not to offer, by its name in the VIRTIO specification (MRG_RXBUF, EVENT_IDX, ...); repeatable
     #[arg(long, value_name = "FEATURE")]
     disable: Vec<Features>,
+    /// When queues interrupt until the driver says otherwise: rx-usecs=N,rx-frames=N,tx-usecs=N,tx-frames=N
+    ///
+    /// A queue interrupts N frames or N microseconds after the first frame, whichever comes first. off: for each
+    /// frame. The driver can change it (ethtool -C), and a device reset restores it.
+    #[arg(long, value_name = "SPEC", default_value = "off", verbatim_doc_comment)]
+    coalesce: CoalesceSpec,
     /// Spin instead of sleeping: takes a whole core, answers faster
     #[arg(long)]
     poll: bool,
@@ -148,12 +156,15 @@ impl Serve {
                 mtu: self.mtu,
                 speed: self.speed,
                 link: matches!(self.link, LinkState::Up),
+                rx_coalesce: self.coalesce.rx,
+                tx_coalesce: self.coalesce.tx,
                 ..PortConfig::default()
             },
             features: self.features(),
             wire: self.wire.clone(),
             poll: self.poll,
             trace: self.trace_protocol,
+            clock: Clock::start(),
         }
     }
 }

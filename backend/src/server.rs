@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
 use crate::card::Card;
+use crate::clock::Clock;
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
 use crate::wire::{PortFacts, WireSpec};
@@ -43,6 +44,8 @@ pub struct NicConfig {
     pub poll: bool,
     /// Whether each message of the protocol is logged.
     pub trace: bool,
+    /// The card's clock: the instants that a generator writes into its frames are on it.
+    pub clock: Clock,
 }
 
 /// A NIC that runs. It stops, and its socket is removed, when it is dropped.
@@ -99,7 +102,7 @@ impl NicServer {
             let port = PortConfig { lead: LEAD, ..port };
             Card::new(Nic::new(&port, features), wire, now)
         };
-        let (worker, thread) = worker::spawn(make, config.poll)?;
+        let (worker, thread) = worker::spawn(make, config.clock, config.poll)?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = Arc::new(EventFd::from_flags(flags)?);
         let mut server = NicServer {

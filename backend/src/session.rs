@@ -63,8 +63,9 @@ impl Session {
             return;
         };
         let result = self.call(move |worker| {
-            let device = &mut worker.card.nic.device;
-            device.set_up(index, setup).map(|()| device.position(index))
+            let nic = &mut worker.card.nic;
+            nic.set_up(index, setup)
+                .map(|()| nic.device.position(index))
         });
         match result {
             Some(Ok(Some(next))) if next != base => info!(

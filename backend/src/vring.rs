@@ -239,7 +239,7 @@ impl VringT<Memory> for NicVring {
         let index = self.index;
         let stopped = self.session.call(move |worker| {
             worker.set_kick(index, None);
-            worker.card.nic.device.tear_down(index)
+            worker.card.nic.tear_down(index)
         });
         let mut said = self.said();
         said.started = false;

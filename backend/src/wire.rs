@@ -55,6 +55,12 @@ pub trait Wire: Send {
         None
     }
 
+    /// Whether what comes, and when, is settled whatever happens meanwhile and whenever it is asked for, with
+    /// [`Wire::next_deadline`] as the next frame's instant. In virtual time such a wire need not be asked at each instant.
+    fn is_scheduled(&self) -> bool {
+        false
+    }
+
     /// A descriptor that is readable when frames have come. It stays so until they are received.
     fn readable(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -116,12 +116,13 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// Starts a worker for the card that `make` builds on its thread.
+/// Starts a worker for the card that `make` builds on its thread and that lives by `clock`.
 ///
 /// # Errors
 /// The system refuses a thread or a descriptor, or the wire cannot be waited for.
 pub fn spawn(
     make: impl FnOnce(Nanos) -> Card + Send + 'static,
+    clock: Clock,
     poll: bool,
 ) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -133,7 +134,6 @@ pub fn spawn(
         let _guard = EndOnPanic;
         // Sleeps end on time, not when it suits the kernel (the default slack is 50 us).
         let _ = nix::sys::prctl::set_timerslack(1);
-        let clock = Clock::start();
         let card = make(clock.now());
         let worker = Worker::new(card, clock, poll, queue, ours);
         match worker {

@@ -29,6 +29,10 @@ bitflags::bitflags! {
         const CTRL_MAC_ADDR = 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
         /// Several queue pairs.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
+        /// The control queue sets interrupt moderation for each virtqueue.
+        const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
+        /// The control queue sets interrupt moderation for all virtqueues of a direction.
+        const NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_NOTF_COAL;
         /// Descriptors may point to tables of descriptors.
         const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
         /// Each side says at which index it wants to be notified.
@@ -63,6 +67,7 @@ impl Features {
         let mut left = self.difference(feature);
         if !left.contains(Features::CTRL_VQ) {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
+            left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
         }
         left
     }
@@ -127,6 +132,7 @@ mod tests {
     fn what_needs_the_control_queue_goes_with_it() {
         let left = Features::supported().without(Features::CTRL_VQ);
         assert!(!left.intersects(Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR));
+        assert!(!left.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL));
         assert!(left.contains(Features::CSUM));
     }
 

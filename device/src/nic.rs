@@ -7,6 +7,7 @@
 use nic_model::filter::MacAddress;
 use nic_model::frame::Frame;
 use nic_model::host::QueueIndex;
+use nic_model::moderation::{Coalesce, ModerationCounters};
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::time::Nanos;
 use serde::{Serialize, Serializer};
@@ -14,7 +15,7 @@ use serde::{Serialize, Serializer};
 use crate::control::{self, ControlCounters};
 use crate::features::Features;
 use crate::ring::{BadRing, RingState};
-use crate::virtio_net::{QueueCounters, VirtioNet};
+use crate::virtio_net::{QueueCounters, QueueSetup, VirtioNet, half};
 
 /// A card.
 #[derive(Debug)]
@@ -38,11 +39,25 @@ pub struct NicStatus {
     /// Virtqueues by number; shown by name: rx0, tx0, and so on, then ctrl.
     #[serde(serialize_with = "by_name")]
     pub queues: Vec<QueueCounters>,
+    /// When they interrupt, and how often that was; none for the control queue.
+    #[serde(serialize_with = "by_name")]
+    pub moderation: Vec<Option<ModerationStatus>>,
     /// Where their rings stand; none for a queue that is not set up.
     #[serde(serialize_with = "by_name")]
     pub rings: Vec<Option<RingState>>,
     /// Commands on the control queue.
     pub control: ControlCounters,
+}
+
+/// The moderation of one virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ModerationStatus {
+    /// The parameters in force.
+    #[serde(flatten)]
+    pub coalesce: Coalesce,
+    /// What it has done.
+    #[serde(flatten)]
+    pub counters: ModerationCounters,
 }
 
 /// One entry a virtqueue, under the queue's name.
@@ -78,8 +93,35 @@ impl Nic {
     pub fn poll(&mut self, now: Nanos, rx: &mut Vec<Frame>, tx: &mut Vec<Frame>) -> bool {
         let received = self.port.receive(now, rx, &mut self.device);
         let sent = self.port.transmit(now, tx, &mut self.device);
-        let commanded = control::poll(&mut self.device, &mut self.port, &mut self.control);
+        let commanded = control::poll(&mut self.device, &mut self.port, &mut self.control, now);
         received | sent | commanded
+    }
+
+    /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
+    /// while nobody served the queue. Nothing of before waits to be told (VIRTIO 1.3, 5.1.6.5.10).
+    ///
+    /// # Errors
+    /// The ring is not in guest memory.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    pub fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
+        self.restart_moderation(index);
+        self.device.set_up(index, setup)
+    }
+
+    /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
+    /// that it would have taken.
+    pub fn tear_down(&mut self, index: usize) -> Option<u16> {
+        self.restart_moderation(index);
+        self.device.tear_down(index)
+    }
+
+    fn restart_moderation(&mut self, index: usize) {
+        if index + 1 < self.device.queues() {
+            let (queue, direction) = half(index);
+            self.port.moderator.restart(queue, direction);
+        }
     }
 
     /// Asks the driver to kick where something may come that is waited for: commands always, packets unless
@@ -116,11 +158,24 @@ impl Nic {
         self.device.set_features(acked)
     }
 
-    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address. Counters and the
-    /// link stay.
+    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, moderation. Counters
+    /// and the link stay.
     pub fn reset(&mut self) {
         self.device.reset();
         self.port.filter = nic_model::filter::Filter::new(self.address);
+        self.port.moderator.reset();
+    }
+
+    fn moderation(&self) -> Vec<Option<ModerationStatus>> {
+        let data = (0..self.device.queues() - 1).map(|index| {
+            let (queue, direction) = half(index);
+            let moderation = self.port.moderator.of(queue, direction);
+            Some(ModerationStatus {
+                coalesce: moderation.coalesce(),
+                counters: moderation.counters(),
+            })
+        });
+        data.chain([None]).collect()
     }
 
     /// The card's state and counts.
@@ -130,11 +185,14 @@ impl Nic {
             port: self.port.status(),
             features: self.device.acked().to_string(),
             queues: self.device.counters(),
+            moderation: self.moderation(),
             rings: self.device.rings(),
             control: self.control,
         }
     }
 }
 
+#[cfg(test)]
+mod coalescing_tests;
 #[cfg(test)]
 mod tests;

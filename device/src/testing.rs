@@ -552,7 +552,7 @@ impl Bench {
             interrupt: self.lines[index].boxed(),
             error: self.errors[index].boxed(),
         };
-        self.nic.device.set_up(index, setup).unwrap();
+        self.nic.set_up(index, setup).unwrap();
     }
 
     /// Posts `buffers` on virtqueue `index`.

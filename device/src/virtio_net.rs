@@ -217,7 +217,7 @@ impl VirtioNet {
     ///
     /// # Panics
     /// If there is no such queue.
-    pub fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
+    pub(crate) fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
         self.take(index);
         let layout = setup.layout;
         let memory = self.memory.clone().ok_or(BadRing::Unmapped {
@@ -259,11 +259,17 @@ impl VirtioNet {
 
     /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
     /// that it would have taken.
-    pub fn tear_down(&mut self, index: usize) -> Option<u16> {
+    pub(crate) fn tear_down(&mut self, index: usize) -> Option<u16> {
         let queue = self.take(index)?;
         let next = queue.ring.position();
         info!("queue {index} stopped at {next}");
         Some(next)
+    }
+
+    /// Whether virtqueue `index` is set up.
+    #[must_use]
+    pub fn is_set_up(&self, index: usize) -> bool {
+        self.queues.get(index).is_some_and(Option::is_some)
     }
 
     /// The index of the next chain that virtqueue `index` takes, if it is set up.
@@ -364,6 +370,15 @@ impl VirtioNet {
             .map(|(queue, idle)| queue.as_ref().map_or(idle, |queue| &queue.counters).clone())
             .collect()
     }
+}
+
+/// Which half of which pair virtqueue `index` is; for the control queue, none that exists.
+pub(crate) fn half(index: usize) -> (QueueIndex, Direction) {
+    let direction = match index % 2 {
+        0 => Direction::Receive,
+        _ => Direction::Transmit,
+    };
+    (QueueIndex((index / 2) as u16), direction)
 }
 
 /// The virtqueue of one half of a pair.

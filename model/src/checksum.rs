@@ -105,9 +105,13 @@ pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
         }
     }
     let total = words(segment, words(addresses, 0));
-    match finish(total, protocol + segment.len() as u64) {
-        0xffff => Verdict::Good,
-        _ => Verdict::Bad,
+    let pseudo = (protocol + segment.len()) as u32;
+    // All ones is zero in this arithmetic; the protocol's number sees to it that it is not the other one.
+    let pseudo = u64::from((pseudo as u16).to_be()) + u64::from(((pseudo >> 16) as u16).to_be());
+    if (total % 0xffff + pseudo).is_multiple_of(0xffff) {
+        Verdict::Good
+    } else {
+        Verdict::Bad
     }
 }
 

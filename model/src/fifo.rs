@@ -13,6 +13,8 @@ pub struct Fifo {
     frames: VecDeque<Frame>,
     octets: usize,
     capacity: usize,
+    /// Whether the host had no buffer for the oldest frame when it was last asked.
+    pub refused: bool,
 }
 
 impl Fifo {
@@ -23,6 +25,7 @@ impl Fifo {
             frames: VecDeque::with_capacity(2 * crate::BURST),
             octets: 0,
             capacity,
+            refused: false,
         }
     }
 
@@ -46,6 +49,12 @@ impl Fifo {
     #[inline]
     pub fn front(&self) -> &[Frame] {
         self.frames.as_slices().0
+    }
+
+    /// The `n`-th oldest frame, from 0 on.
+    #[must_use]
+    pub fn get(&self, n: usize) -> Option<&Frame> {
+        self.frames.get(n)
     }
 
     /// Removes the `count` oldest frames and hands them to `sink`.

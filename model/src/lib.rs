@@ -1,8 +1,8 @@
 //! A network interface card, modelled block by block as hardware.
 //!
 //! ```text
-//! receive   wire -> PHY -> MAC -> filter -> parse -> checksum -> FIFO -> Host
-//! transmit  Host -> checksum -> MAC -> PHY -> wire
+//! receive   wire -> PHY -> MAC -> filter -> parse -> checksum -> FIFO -> Host -> moderation -> interrupt
+//! transmit  Host -> checksum -> MAC -> PHY -> wire;  moderation -> interrupt
 //! ```
 //!
 //! Each block is one file. [`port::Port`] joins them; it is where to start reading. What lies beyond
@@ -22,6 +22,7 @@ pub mod filter;
 pub mod frame;
 pub mod host;
 pub mod mac;
+pub mod moderation;
 pub mod parse;
 pub mod phy;
 pub mod port;

@@ -10,8 +10,12 @@ use crate::frame::{FCS, Fcs, Frame};
 use crate::mac::MIN_FRAME;
 use crate::time::Nanos;
 
-/// Octets that a frame costs on the line beside its own: preamble 7, start frame delimiter 1, gap 12.
-pub const LINE_OVERHEAD: usize = 20;
+/// Octets on the line before a frame: preamble 7, start frame delimiter 1.
+const PREAMBLE: usize = 8;
+/// Octets' time that the line is idle after a frame, at least.
+const INTER_PACKET_GAP: usize = 12;
+/// Octets that a frame costs on the line beside its own.
+pub const LINE_OVERHEAD: usize = PREAMBLE + INTER_PACKET_GAP;
 
 /// A line rate that IEEE 802.3 knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,7 +41,7 @@ impl Speed {
 
     /// Picoseconds that one octet takes.
     #[must_use]
-    fn picoseconds_per_octet(self) -> u64 {
+    pub fn picoseconds_per_octet(self) -> u64 {
         8_000_000 / u64::from(self.0)
     }
 }
@@ -77,6 +81,8 @@ pub struct Line {
     busy_until: Nanos,
     /// Picoseconds beyond `busy_until`, below 1000: no rounding adds up over frames.
     picoseconds: u64,
+    /// Picoseconds of the inter-packet gap.
+    gap: u64,
 }
 
 impl Line {
@@ -85,23 +91,39 @@ impl Line {
             picoseconds_per_octet: speed.picoseconds_per_octet(),
             busy_until: Nanos::ZERO,
             picoseconds: 0,
+            gap: INTER_PACKET_GAP as u64 * speed.picoseconds_per_octet(),
         }
     }
 
-    /// Carries a frame of `octets` as soon as the line is free, but not before `ready`; returns when it is
-    /// free for the next one. Preamble and gap are added here, so that this is 12 octets' time after the
-    /// frame's last bit; the port takes it for the arrival.
+    /// Carries a frame of `octets` as soon as the line is free, but not before `ready`; returns the instant of its
+    /// last bit. Preamble and gap are added here.
     #[inline]
     pub fn carry(&mut self, octets: usize, ready: Nanos) -> Nanos {
         if ready > self.busy_until {
             self.busy_until = ready;
             self.picoseconds = 0;
         }
-        let octets = (octets + LINE_OVERHEAD) as u64;
-        let cost = octets * self.picoseconds_per_octet + self.picoseconds;
-        self.busy_until.0 += cost / 1_000;
-        self.picoseconds = cost % 1_000;
-        self.busy_until
+        let begin = self.busy_until;
+        let free = self.picoseconds + self.span(octets + LINE_OVERHEAD);
+        let last_bit = free - self.gap;
+        self.busy_until = Nanos(begin.0 + free / 1_000);
+        self.picoseconds = free % 1_000;
+        Nanos(begin.0 + last_bit / 1_000)
+    }
+
+    /// Picoseconds that `octets` take.
+    #[inline]
+    fn span(&self, octets: usize) -> u64 {
+        octets as u64 * self.picoseconds_per_octet
+    }
+
+    /// When the last bit of the `n`-th frame from now, from 1 on, can have arrived at the earliest, if none of them
+    /// is ready before `ready`: all as short as frames can be, back to back.
+    #[must_use]
+    pub fn earliest(&self, n: usize, ready: Nanos) -> Nanos {
+        let octets = n * (MIN_FRAME + LINE_OVERHEAD) - INTER_PACKET_GAP;
+        let begin = self.busy_until.max(ready);
+        Nanos(begin.0 + self.span(octets) / 1_000)
     }
 
     /// When the line is free again.
@@ -196,18 +218,15 @@ mod tests {
         let mut frame = pool.take();
         frame.set_len(1514);
         let mut line = Line::new(Speed(1_000));
-        assert_eq!(
-            line.carry(octets_on_line(&frame), Nanos(1_000)),
-            Nanos(1_000 + 1538 * 8)
-        );
-        assert_eq!(
-            line.carry(octets_on_line(&frame), Nanos(0)),
-            Nanos(1_000 + 2 * 1538 * 8)
-        );
-        assert_eq!(
-            line.carry(octets_on_line(&frame), Nanos(1_000_000)),
-            Nanos(1_000_000 + 1538 * 8)
-        );
+        for (ready, begin) in [
+            (1_000, 1_000),
+            (0, 1_000 + 1538 * 8),
+            (1_000_000, 1_000_000),
+        ] {
+            let last_bit = line.carry(octets_on_line(&frame), Nanos(ready));
+            assert_eq!(last_bit, Nanos(begin + (8 + 1518) * 8));
+            assert_eq!(line.busy_until(), Nanos(begin + 1538 * 8), "with the gap");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::filter::{Destination, Filter, MacAddress};
 use crate::frame::{Checksum, FCS, Frame, Pool};
 use crate::host::{Direction, Host, QueueIndex};
 use crate::mac::Mac;
+use crate::moderation::{Coalesce, Moderator};
 use crate::parse;
 use crate::phy::{self, Phy, Speed};
 use crate::time::Nanos;
@@ -35,6 +36,10 @@ pub struct PortConfig {
     pub link: bool,
     /// Octets that the receive FIFO of each queue holds.
     pub fifo: usize,
+    /// When receive queues interrupt, until the driver says otherwise.
+    pub rx_coalesce: Coalesce,
+    /// When transmit queues interrupt, until the driver says otherwise.
+    pub tx_coalesce: Coalesce,
     /// How far the model may run ahead of `now`: zero for exact time; with a real clock, about what a
     /// sleep is late, so that the line does not idle while its owner sleeps.
     pub lead: Duration,
@@ -49,6 +54,8 @@ impl Default for PortConfig {
             speed: Speed::from_mbps(10_000).expect("10G is a rate"),
             link: true,
             fifo: 256 * 1024,
+            rx_coalesce: Coalesce::default(),
+            tx_coalesce: Coalesce::default(),
             lead: Duration::ZERO,
         }
     }
@@ -63,6 +70,8 @@ pub struct Port {
     pub filter: Filter,
     /// The buffers that frames live in.
     pub pool: Pool,
+    /// When queues interrupt.
+    pub moderator: Moderator,
     mac: Mac,
     mtu: u16,
     fifos: Vec<Fifo>,
@@ -109,15 +118,15 @@ impl Port {
         let mac = Mac::new(config.mtu);
         // More than the longest frame, so that one that is longer can be told.
         let buffer = (mac.max_frame() + FCS + 1).next_multiple_of(64);
+        let queues = config.queue_pairs.max(1);
         Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
             pool: Pool::new(buffer),
+            moderator: Moderator::new(queues.into(), config.rx_coalesce, config.tx_coalesce),
             mtu: config.mtu,
             mac,
-            fifos: (0..config.queue_pairs.max(1))
-                .map(|_| Fifo::new(config.fifo))
-                .collect(),
+            fifos: (0..queues).map(|_| Fifo::new(config.fifo)).collect(),
             lead: config.lead,
             counters: PortCounters::default(),
             fetched: Vec::with_capacity(BURST),
@@ -141,6 +150,7 @@ impl Port {
     /// Takes a burst from the wire and delivers what has arrived to the host. Leaves `frames` empty.
     /// Returns whether anything was delivered.
     pub fn receive(&mut self, now: Nanos, frames: &mut Vec<Frame>, host: &mut impl Host) -> bool {
+        let full = frames.len() >= BURST;
         for mut frame in frames.drain(..) {
             match self.ingress(&mut frame) {
                 Ok(queue) => {
@@ -155,7 +165,13 @@ impl Port {
                 }
             }
         }
-        self.deliver(now, host)
+        // More may have come than a burst holds: of them nothing is known yet but that they follow.
+        let known = if full {
+            now.min(self.phy.rx.busy_until())
+        } else {
+            now
+        };
+        self.deliver(now, known, host)
     }
 
     /// One frame's way from the line to its queue.
@@ -187,18 +203,22 @@ impl Port {
         Ok(QueueIndex(0))
     }
 
-    /// Moves frames that have arrived from the FIFOs to the host, as far as it has buffers. Returns whether
-    /// any was.
-    fn deliver(&mut self, now: Nanos, host: &mut impl Host) -> bool {
+    /// Moves frames that have arrived from the FIFOs to the host, as far as it has buffers. All that have arrived by
+    /// `known` are there. Returns whether any was moved.
+    fn deliver(&mut self, now: Nanos, known: Nanos, host: &mut impl Host) -> bool {
         let horizon = now + self.lead;
         let mut worked = false;
         for (index, fifo) in self.fifos.iter_mut().enumerate() {
             let queue = QueueIndex(index as u16);
+            let moderation = self.moderator.of_mut(queue, Direction::Receive);
+            // The driver has a packet when it has arrived, or, if there was no buffer then, now.
+            let since = if fifo.refused { now } else { Nanos::ZERO };
             while !fifo.is_empty() {
                 if !host.receives(queue) {
                     let stale = fifo.len();
                     self.counters.drops.count_many(Drop::RxQueueDisabled, stale);
                     fifo.drain(stale, |frame| self.pool.give(frame));
+                    fifo.refused = false;
                     break;
                 }
                 let arrived = arrived(fifo.front(), horizon);
@@ -209,14 +229,22 @@ impl Port {
                 let taken = host.deliver(queue, arrived, &mut self.counters.drops);
                 let dropped = self.counters.drops.total() - dropped;
                 self.counters.rx_delivered += taken as u64 - dropped;
+                for frame in &arrived[..taken] {
+                    moderation.packet(frame.arrival.max(since), now);
+                }
+                fifo.refused = taken < offered;
                 fifo.drain(taken, |frame| self.pool.give(frame));
-                if taken > 0 {
+                worked |= taken > 0;
+                if moderation.take_due() {
                     host.interrupt(queue, Direction::Receive);
-                    worked = true;
                 }
                 if taken < offered {
                     break;
                 }
+            }
+            moderation.expire(known, now);
+            if moderation.take_due() {
+                host.interrupt(queue, Direction::Receive);
             }
         }
         worked
@@ -246,6 +274,13 @@ impl Port {
         }
         self.tx_paused = more && self.phy.tx.busy_until() > horizon;
         self.first_tx = next % queues;
+        for queue in (0..queues).map(|index| QueueIndex(index as u16)) {
+            let moderation = self.moderator.of_mut(queue, Direction::Transmit);
+            moderation.expire(now, now);
+            if moderation.take_due() {
+                host.interrupt(queue, Direction::Transmit);
+            }
+        }
         worked
     }
 
@@ -284,7 +319,13 @@ impl Port {
             }
         }
         host.complete_tx(queue);
-        host.interrupt(queue, Direction::Transmit);
+        let moderation = self.moderator.of_mut(queue, Direction::Transmit);
+        for _ in 0..fetched {
+            moderation.packet(now, now);
+        }
+        if moderation.take_due() {
+            host.interrupt(queue, Direction::Transmit);
+        }
         fetched
     }
 
@@ -293,7 +334,6 @@ impl Port {
     #[must_use]
     pub fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
         let horizon = now + self.lead;
-        let tx = self.tx_paused.then(|| self.phy.tx.busy_until());
         let rx_line = Some(self.phy.rx.busy_until()).filter(|&free| free > horizon);
         let rx_fifo = self
             .fifos
@@ -301,11 +341,40 @@ impl Port {
             .filter_map(|fifo| fifo.front().first())
             .map(|frame| frame.arrival)
             .filter(|&arrival| arrival > horizon);
-        tx.into_iter()
-            .chain(rx_line)
-            .chain(rx_fifo)
-            .min()
+        let ahead = self.tx_resumes().into_iter().chain(rx_line).chain(rx_fifo);
+        // The line may run ahead of the clock, interrupts may not.
+        ahead
             .map(|due| due - self.lead)
+            .chain(self.moderator.next_deadline())
+            .min()
+    }
+
+    /// When the host can notice at the earliest that the port has done something, if it does nothing itself and the
+    /// wire has no frame ready before `next_frame` (`None`: none any more). In virtual time whoever drives
+    /// the port may sleep until then: what arrives meanwhile is dealt with in one burst, each frame as of its own
+    /// instant.
+    #[must_use]
+    pub fn next_notice(&self, now: Nanos, next_frame: Option<Nanos>) -> Option<Nanos> {
+        let received = self.fifos.iter().enumerate().filter_map(|(index, fifo)| {
+            let moderation = self
+                .moderator
+                .of(QueueIndex(index as u16), Direction::Receive);
+            moderation.earliest(|n| match fifo.get(n - 1) {
+                _ if fifo.refused => None,
+                Some(frame) => Some(frame.arrival),
+                None => next_frame.map(|ready| self.phy.rx.earliest(n - fifo.len(), ready)),
+            })
+        });
+        received
+            .chain(self.tx_resumes())
+            .chain(self.moderator.next_deadline())
+            .min()
+            .map(|due| due.max(now))
+    }
+
+    /// When the line is free for what the host may have to send, if that waits for it.
+    fn tx_resumes(&self) -> Option<Nanos> {
+        self.tx_paused.then(|| self.phy.tx.busy_until())
     }
 
     /// Whether frames have arrived on `queue` that the host has no buffers for.

@@ -59,6 +59,44 @@ fn receive_mode_and_address_reach_the_nic() {
 }
 
 #[test]
+fn ethtool_moderates_the_interrupts() {
+    let nic = Nic::new(&["--coalesce", "rx-usecs=7,rx-frames=9"]);
+    // Eight requests go out at once, and their answers come back at once.
+    let job = "say ready
+        ethtool -C eth0 rx-usecs 200000 rx-frames 8; say set
+        ping -q -c 8 -l 8 10.77.0.1; say moderated
+        ethtool -C eth0 rx-usecs 0 rx-frames 0; say off
+        ethtool -Q eth0 queue_mask 1 --coalesce rx-usecs 50 rx-frames 4; say queue
+        ethtool -Q eth0 queue_mask 1 --show-coalesce";
+    let mut guest = Conversation::start(boot("guest-uml", &[&nic], &[]), &nic.share(), job);
+    let rx = |stats: &Value, name: &str| stats["moderation"]["rx0"][name].as_u64().expect(name);
+    let mut step = |name: &str, usecs: u64, frames: u64| {
+        guest.hear(name);
+        let stats = nic.stats();
+        let now = (rx(&stats, "usecs"), rx(&stats, "frames"));
+        assert_eq!(now, (usecs, frames), "{name}: {stats:#}");
+        guest.answer(name);
+        stats
+    };
+    step("ready", 7, 9);
+    let set = step("set", 200_000, 8);
+    let moderated = step("moderated", 200_000, 8);
+    step("off", 0, 0);
+    step("queue", 50, 4);
+    let out = guest.end();
+    let shown = |line: &String| line.starts_with("rx-usecs:") && line.trim_end().ends_with("50");
+    assert!(out.iter().any(shown), "{out:#?}");
+    let packets = |stats: &Value| stats["queues"]["rx0"]["packets"].as_u64().expect("a count");
+    let met = rx(&moderated, "conditions_met") - rx(&set, "conditions_met");
+    let came = packets(&moderated) - packets(&set);
+    // The ARP reply comes alone, but for what Linux sends by itself.
+    assert!(
+        came >= 9 && met <= came / 3,
+        "{met} interrupts, {came} packets"
+    );
+}
+
+#[test]
 fn one_guest_has_several_nics() {
     let (first, second) = (Nic::new(&[]), Nic::new(&["--mac", "52:54:00:12:34:57"]));
     // Both partners have the same address: each is reached through the interface it is plugged into.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nic_backend::card::Card;
+use nic_backend::clock::Clock;
 use nic_backend::server::{NicConfig, NicServer, ServerStatus};
 use nic_backend::wire::{PortFacts, WireSpec};
 use nic_device::features::Features;
@@ -48,6 +49,7 @@ impl TestNic {
             wire: wire.parse().expect("a wire"),
             poll: false,
             trace: false,
+            clock: Clock::start(),
         };
         change(&mut config);
         let server = NicServer::start(config.clone()).expect("a NIC");

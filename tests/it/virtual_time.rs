@@ -67,8 +67,8 @@ fn a_second_of_a_constant_rate_is_that_many_frames_each_at_its_instant() {
     let mut guest = virtual_guest("generator:pps=100000", |_| {});
     let mut count = 0;
     receive_until(&mut guest, Nanos(SECOND), |instant, frame| {
-        // Due every 10 us; 84 octets take 67.2 ns at 10 Gb/s.
-        assert_eq!(instant, Nanos(count * 10_000 + 67), "frame {count}");
+        // Due every 10 us; 72 octets, the preamble's with them, take 57.6 ns at 10 Gb/s.
+        assert_eq!(instant, Nanos(count * 10_000 + 57), "frame {count}");
         assert_eq!(sequence(&frame), count);
         count += 1;
     });
@@ -279,8 +279,8 @@ fn a_frame_through_the_loopback_takes_its_time_twice() {
         receive_until(&mut guest, end, |instant, octets| {
             assert!(arrived.replace(instant).is_none() && octets == frame);
         });
-        // Sent and received, at 8 ns an octet.
-        let cost = 2 * 8 * (len as u64 + 4 + OVERHEAD);
+        // Sent and received, from the preamble's first bit to the frame's last, at 8 ns an octet.
+        let cost = 2 * 8 * (len as u64 + 4 + 8);
         let took = arrived.expect("a frame").since(begin);
         assert_eq!(took.as_nanos() as u64, cost, "{len} octets");
     }

@@ -1,7 +1,8 @@
 //! A card in this process, behind the guest's [`Transport`], in virtual time.
 //!
-//! Nothing happens by itself: a kick is noted, and [`InProcess::run_until`] plays what the card and its wire do up
-//! to an instant, each thing at its time. Waiting for an interrupt plays until it comes.
+//! Nothing happens by itself: a kick is noted, and [`World::run_until`] plays what the card and its wire do up to an
+//! instant, each thing at its time. Waiting for an interrupt plays until it comes, and so does a guest's CPU
+//! that is busy: the [`World`] is also the computer that a guest's kernel runs on.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,6 +20,7 @@ use nic_device::memory::GuestMemory as Mapped;
 use nic_device::split::Layout;
 use nic_device::virtio_net::QueueSetup;
 use nic_guest::memory::GuestMemory;
+use nic_guest::net::Machine;
 use nic_guest::transport::{QueueConfig, Transport, TransportError};
 use nic_model::time::Nanos;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -33,11 +35,61 @@ impl Interrupt for Counter {
     }
 }
 
+/// A card, its wire, and the clock that they live by.
+#[derive(Clone)]
+pub struct World {
+    card: Rc<RefCell<Card>>,
+    now: Rc<Cell<Nanos>>,
+}
+
+impl World {
+    /// The virtual clock.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.now.get()
+    }
+
+    /// Plays what happens up to `end`, or until `stop` says so at an instant at which the guest may notice
+    /// something, and returns whether it did.
+    pub fn play(&self, end: Nanos, mut stop: impl FnMut() -> bool) -> bool {
+        let mut card = self.card.borrow_mut();
+        loop {
+            let now = self.now.get();
+            while card.round(now) {}
+            if stop() {
+                return true;
+            }
+            if card.nic.idle(now) {
+                continue;
+            }
+            if now >= end {
+                return false;
+            }
+            let due = card.next_notice(now).map_or(end, |due| due.min(end));
+            self.now.set(due.max(now));
+        }
+    }
+
+    /// Plays what happens up to `end`.
+    pub fn run_until(&self, end: Nanos) {
+        self.play(end, || false);
+    }
+}
+
+impl Machine for World {
+    fn now(&self) -> u64 {
+        self.now.get().0
+    }
+
+    fn spend(&self, ns: u64) {
+        self.run_until(self.now.get() + Duration::from_nanos(ns));
+    }
+}
+
 /// A card that shares this process with its guest.
 pub struct InProcess {
     memory: Arc<GuestMemory>,
-    card: Rc<RefCell<Card>>,
-    now: Rc<Cell<Nanos>>,
+    world: World,
     queues: Vec<Option<QueueConfig>>,
     interrupts: Vec<Arc<AtomicU64>>,
 }
@@ -67,8 +119,10 @@ impl InProcess {
             .set_memory(Some(Arc::new(Mapped::new(Arc::new(mapped)))))?;
         Ok(InProcess {
             memory,
-            card: Rc::new(RefCell::new(card)),
-            now: Rc::default(),
+            world: World {
+                card: Rc::new(RefCell::new(card)),
+                now: Rc::default(),
+            },
             queues: vec![None; queues],
             interrupts: (0..queues).map(|_| Arc::default()).collect(),
         })
@@ -77,39 +131,24 @@ impl InProcess {
     /// The card, to look at or to change.
     #[must_use]
     pub fn card(&self) -> Rc<RefCell<Card>> {
-        self.card.clone()
+        self.world.card.clone()
+    }
+
+    /// The card's world, for a guest's kernel to run in.
+    #[must_use]
+    pub fn world(&self) -> World {
+        self.world.clone()
     }
 
     /// The virtual clock.
     #[must_use]
     pub fn now(&self) -> Nanos {
-        self.now.get()
-    }
-
-    /// Plays what happens up to `end`, or until `stop` says so after a round, and returns whether it did.
-    pub fn play(&self, end: Nanos, mut stop: impl FnMut() -> bool) -> bool {
-        let mut card = self.card.borrow_mut();
-        loop {
-            while card.round(self.now.get()) {}
-            if stop() {
-                return true;
-            }
-            if card.nic.idle(self.now.get()) {
-                continue;
-            }
-            match card.next_deadline(self.now.get()) {
-                Some(due) if due <= end => self.now.set(due.max(self.now.get())),
-                _ => {
-                    self.now.set(end.max(self.now.get()));
-                    return false;
-                }
-            }
-        }
+        self.world.now()
     }
 
     /// Plays what happens up to `end`.
     pub fn run_until(&self, end: Nanos) {
-        self.play(end, || false);
+        self.world.run_until(end);
     }
 
     fn pending(&self, index: u16) -> u64 {
@@ -130,10 +169,10 @@ impl InProcess {
             ))),
             error: None,
         };
-        self.card
+        self.world
+            .card
             .borrow_mut()
             .nic
-            .device
             .set_up(usize::from(index), setup)
             .map_err(|error| TransportError::refused(format!("queue {index}"), error))
     }
@@ -145,14 +184,15 @@ impl Transport for InProcess {
     }
 
     fn device_features(&mut self) -> Result<u64, TransportError> {
-        let offered = self.card.borrow().nic.device.offered();
+        let offered = self.world.card.borrow().nic.device.offered();
         Ok((offered - Features::PROTOCOL_FEATURES).bits())
     }
 
     fn set_driver_features(&mut self, features: u64) -> Result<(), TransportError> {
         let acked = Features::from_bits(features)
             .ok_or_else(|| TransportError::refused("features", format!("{features:#x}")))?;
-        self.card
+        self.world
+            .card
             .borrow_mut()
             .nic
             .set_features(acked)
@@ -164,7 +204,7 @@ impl Transport for InProcess {
     }
 
     fn read_config(&mut self, offset: u32, buf: &mut [u8]) -> Result<(), TransportError> {
-        let card = self.card.borrow();
+        let card = self.world.card.borrow();
         buf.copy_from_slice(&config::read(&card.nic.port, offset as usize, buf.len()));
         Ok(())
     }
@@ -182,28 +222,29 @@ impl Transport for InProcess {
     }
 
     fn enable_queue(&mut self, index: u16, enable: bool) -> Result<(), TransportError> {
-        let device = &mut self.card.borrow_mut().nic.device;
+        let device = &mut self.world.card.borrow_mut().nic.device;
         device.enable(usize::from(index), enable);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
-        self.card
+        self.world
+            .card
             .borrow_mut()
             .nic
-            .device
             .tear_down(usize::from(index))
             .ok_or_else(|| TransportError::refused("stopping", format!("no queue {index}")))
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
-        self.card.borrow_mut().nic.reset();
+        self.world.card.borrow_mut().nic.reset();
         self.queues.fill(None);
         Ok(())
     }
 
     fn kick(&self, index: u16) {
-        self.card
+        self.world
+            .card
             .borrow_mut()
             .nic
             .device
@@ -215,12 +256,13 @@ impl Transport for InProcess {
     }
 
     fn wait_interrupt(&self, index: u16, timeout: Duration) -> bool {
-        self.play(self.now() + timeout, || self.pending(index) > 0)
+        self.world
+            .play(self.now() + timeout, || self.pending(index) > 0)
     }
 
     fn wait(&self, timeout: Duration) -> bool {
         let queues = 0..self.queues.len() as u16;
-        self.play(self.now() + timeout, || {
+        self.world.play(self.now() + timeout, || {
             queues.clone().any(|index| self.pending(index) > 0)
         })
     }

@@ -1,10 +1,11 @@
 //! A traffic generator: UDP datagrams to the card, from 02:00:00:00:77:01, 10.77.0.1 to 10.77.0.2.
 //!
-//! Frames leave at a constant rate that starts with each link-up, or as many as the line takes. Each carries
-//! a sequence number in the first eight octets of its payload; its flow, the sequence number modulo the number
-//! of flows, is its UDP source port. All else comes from a template, checksums included: only the words that
-//! differ are added (RFC 1624, 3), so that a frame costs little more than its copy. What the card
-//! sends enters and is dropped, counted.
+//! Frames leave at a rate that starts with each link-up, constant or random, or as many as the line takes. Each
+//! carries a sequence number in the first eight octets of its payload, and in the next eight the instant at which it
+//! was due on the line, in nanoseconds of the card's clock, both big-endian; its flow, the sequence number modulo
+//! the number of flows, is its UDP source port. All else comes from a template, checksums included: only
+//! the words that differ are added (RFC 1624, 3), so that a frame costs little more than its copy. What the
+//! card sends enters and is dropped, counted.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use nic_model::checksum;
 use nic_model::filter::MacAddress;
 use nic_model::frame::{ETHERNET_HEADER, FCS, Frame, Pool};
 use nic_model::mac::MIN_FRAME;
+use nic_model::phy::LINE_OVERHEAD;
 use nic_model::time::Nanos;
 
 use super::pace::Pace;
@@ -33,6 +35,8 @@ const IP: usize = ETHERNET_HEADER;
 const UDP: usize = IP + 20;
 const UDP_CHECKSUM: usize = UDP + 6;
 const PAYLOAD: usize = UDP + 8;
+/// Sequence number and instant.
+const NUMBERS: usize = 16;
 
 /// How late frames may be asked for without loss to the line's rate: a worker that overslept by no more
 /// finds them ready since, and the line never was idle.
@@ -49,6 +53,8 @@ pub struct Load {
     pub flows: u32,
     /// Frames in all; without it, no end.
     pub count: Option<u64>,
+    /// The seed of random gaps; without it, they are all the same.
+    pub random: Option<u64>,
 }
 
 /// The generator.
@@ -63,6 +69,8 @@ pub struct Generator {
     /// Since when there is a link.
     up: Option<Nanos>,
     pace: Option<Pace>,
+    /// Picoseconds that a frame occupies the line.
+    occupies: u64,
     sunk: u64,
 }
 
@@ -91,6 +99,7 @@ impl Generator {
             flow: 0,
             up: None,
             pace: None,
+            occupies: (load.size + LINE_OVERHEAD) as u64 * facts.speed.picoseconds_per_octet(),
             sunk: 0,
         })
     }
@@ -99,23 +108,24 @@ impl Generator {
         self.load.count.is_some_and(|count| self.sequence >= count)
     }
 
-    /// Writes the next frame of the sequence.
+    /// Writes the next frame of the sequence, due at `arrival`.
     #[inline]
-    fn write(&mut self, frame: &mut Frame) {
+    fn write(&mut self, frame: &mut Frame, arrival: Nanos) {
         let len = self.template.len();
         frame.set_len(len);
         let bytes = &mut frame.bytes_mut()[..len];
         bytes.copy_from_slice(&self.template);
         let port = FIRST_PORT + self.flow as u16;
-        let n = self.sequence;
-        let sum = [n >> 48, n >> 32, n >> 16, n]
-            .into_iter()
-            .fold(u64::from(self.sum) + u64::from(port), |sum, word| {
-                sum + (word & 0xffff)
-            });
+        let (n, due) = (self.sequence, arrival.0);
+        // Sums of 32-bit words are as good: 2^16 is 1 (RFC 1071, 2).
+        let low = u64::from(u32::MAX);
+        let sum = (n >> 32) + (n & low) + (due >> 32) + (due & low);
+        let sum = sum + u64::from(self.sum) + u64::from(port);
         bytes[UDP..UDP + 2].copy_from_slice(&port.to_be_bytes());
         bytes[UDP_CHECKSUM..PAYLOAD].copy_from_slice(&udp_checksum(sum).to_be_bytes());
-        bytes[PAYLOAD..PAYLOAD + 8].copy_from_slice(&n.to_be_bytes());
+        let numbers = u128::from(n) << 64 | u128::from(due);
+        bytes[PAYLOAD..PAYLOAD + NUMBERS].copy_from_slice(&numbers.to_be_bytes());
+        frame.arrival = arrival;
         self.sequence += 1;
         self.flow += 1;
         if self.flow == self.load.flows {
@@ -124,8 +134,10 @@ impl Generator {
     }
 }
 
-/// The checksum field for a sum of at most 2^32; zero would mean that there is none (RFC 768).
+/// The checksum field for a sum of less than 2^48; zero would mean that there is none (RFC 768).
+#[inline]
 fn udp_checksum(sum: u64) -> u16 {
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);
     match !(sum as u16) {
@@ -134,7 +146,7 @@ fn udp_checksum(sum: u64) -> u16 {
     }
 }
 
-/// A frame of `len` octets without its check sequence; UDP source port, checksum and sequence are zero.
+/// A frame of `len` octets without its check sequence; UDP source port, checksum and numbers are zero.
 fn template(len: usize, destination: MacAddress) -> Box<[u8]> {
     let mut bytes = vec![0; len].into_boxed_slice();
     let be16 = |n: usize| (n as u16).to_be_bytes();
@@ -152,7 +164,7 @@ fn template(len: usize, destination: MacAddress) -> Box<[u8]> {
     bytes[IP + 10..IP + 12].copy_from_slice(&header.to_be_bytes());
     bytes[UDP + 2..UDP + 4].copy_from_slice(&DESTINATION_PORT.to_be_bytes());
     bytes[UDP + 4..UDP + 6].copy_from_slice(&be16(len - UDP));
-    for (i, octet) in bytes[PAYLOAD + 8..].iter_mut().enumerate() {
+    for (i, octet) in bytes[PAYLOAD + NUMBERS..].iter_mut().enumerate() {
         *octet = i as u8;
     }
     bytes
@@ -171,8 +183,7 @@ impl Wire for Generator {
                 None => up.max(now - PATIENCE),
             };
             let mut frame = pool.take();
-            self.write(&mut frame);
-            frame.arrival = arrival;
+            self.write(&mut frame, arrival);
             frames.push(frame);
         }
     }
@@ -183,17 +194,24 @@ impl Wire for Generator {
     }
 
     fn next_deadline(&self) -> Option<Nanos> {
-        match self.pace {
+        match &self.pace {
             _ if self.exhausted() => None,
             Some(pace) => Some(pace.due()),
             None => self.up,
         }
     }
 
+    fn is_scheduled(&self) -> bool {
+        self.pace.is_some()
+    }
+
     fn link_changed(&mut self, now: Nanos, up: bool) {
         self.up = up.then_some(now);
         self.pace = match self.load.pps {
-            Some(pps) if up => Some(Pace::new(pps, now)),
+            Some(pps) if up => Some(match self.load.random {
+                Some(seed) => Pace::random(pps, self.occupies, seed, now),
+                None => Pace::constant(pps, now),
+            }),
             _ => None,
         };
     }
@@ -218,6 +236,7 @@ mod tests {
             size,
             flows,
             count,
+            random: None,
         };
         Generator::new(load, &facts(9000)).unwrap()
     }
@@ -251,6 +270,7 @@ mod tests {
         assert_eq!(udp.checksum(), right, "frame {sequence}");
         assert_ne!(udp.checksum(), 0);
         assert_eq!(udp.payload()[..8], sequence.to_be_bytes());
+        assert_eq!(udp.payload()[8..16], frame.arrival.0.to_be_bytes());
         assert_eq!(u64::from(udp.source_port()), 1024 + sequence % flows);
     }
 
@@ -312,6 +332,25 @@ mod tests {
     }
 
     #[test]
+    fn random_gaps_leave_each_frame_its_time_on_the_line() {
+        let mut pool = pool(9000);
+        let load = Load {
+            random: Some(3),
+            ..generator(1_000_000, 64, 1, None).load
+        };
+        let mut wire = Generator::new(load, &facts(9000)).unwrap();
+        wire.link_changed(Nanos(0), true);
+        let mut frames = Vec::new();
+        wire.receive(Nanos(1_000_000_000), 1000, &mut pool, &mut frames);
+        assert_eq!(frames.len(), 1000);
+        for (n, pair) in frames.windows(2).enumerate() {
+            check(&pair[1], n as u64 + 1, 1);
+            // 84 octets at 10 Gb/s.
+            assert!(pair[1].arrival.0 - pair[0].arrival.0 >= 67);
+        }
+    }
+
+    #[test]
     fn it_stops_after_the_count_and_gives_no_more_than_there_is_room_for() {
         let mut pool = pool(9000);
         let mut wire = generator(0, 64, 1, Some(70));
@@ -333,6 +372,7 @@ mod tests {
             size: 1519,
             flows: 1,
             count: None,
+            random: None,
         };
         let error = Generator::new(load, &facts(1500)).unwrap_err().to_string();
         assert!(

@@ -148,7 +148,7 @@ impl Replay {
             start,
             first: None,
             last: start,
-            pace: self.pps.map(|pps| Pace::new(pps, start)),
+            pace: self.pps.map(|pps| Pace::constant(pps, start)),
             frames: 0,
         }))
     }

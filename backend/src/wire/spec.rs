@@ -40,6 +40,8 @@ pub enum WireSpec {
         flows: u32,
         /// Frames in all; without it, no end.
         count: Option<u64>,
+        /// The seed of random gaps; without it, they are all the same.
+        random: Option<u64>,
     },
     /// Looks at every frame that is sent, as a receiver would, and drops it. Nothing comes.
     Sink,
@@ -62,7 +64,7 @@ pub enum WireSpec {
 /// What is wrong with the text of a wire.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{text:?} is no wire: {reason}; use none, loopback, partner, sink, generator[:pps=N,size=N,flows=N,count=N], pcap=IN[,OUT][,pps=N] or tap=NAME"
+    "{text:?} is no wire: {reason}; use none, loopback, partner, sink, generator[:pps=N,size=N,flows=N,count=N,random=SEED], pcap=IN[,OUT][,pps=N] or tap=NAME"
 )]
 pub struct BadWire {
     text: String,
@@ -85,12 +87,14 @@ impl WireSpec {
                 size,
                 flows,
                 count,
+                random,
             } => {
                 let load = Load {
                     pps,
                     size,
                     flows,
                     count,
+                    random,
                 };
                 Box::new(Generator::new(load, facts)?)
             }
@@ -120,6 +124,7 @@ impl fmt::Display for WireSpec {
                 size,
                 flows,
                 count,
+                random,
             } => {
                 write!(f, "generator:size={size},flows={flows}")?;
                 if let Some(pps) = pps {
@@ -127,6 +132,9 @@ impl fmt::Display for WireSpec {
                 }
                 if let Some(count) = count {
                     write!(f, ",count={count}")?;
+                }
+                if let Some(seed) = random {
+                    write!(f, ",random={seed}")?;
                 }
                 Ok(())
             }
@@ -184,6 +192,7 @@ fn parse(text: &str) -> Result<WireSpec, String> {
 
 fn generator(options: &str) -> Result<WireSpec, String> {
     let (mut pps, mut size, mut flows, mut count) = (None, MIN_FRAME, 1, None);
+    let mut random = None;
     for option in options.split(',').filter(|_| !options.is_empty()) {
         match option.split_once('=') {
             Some(("pps", value)) => pps = Some(rate(value)?),
@@ -194,14 +203,19 @@ fn generator(options: &str) -> Result<WireSpec, String> {
                 flows = number("flows", value, 1, u64::from(MAX_FLOWS))? as u32;
             }
             Some(("count", value)) => count = Some(number("count", value, 1, u64::MAX)?),
+            Some(("random", value)) => random = Some(number("random", value, 0, u64::MAX)?),
             _ => return Err(format!("the generator has no option {option:?}")),
         }
+    }
+    if random.is_some() && pps.is_none() {
+        return Err("random gaps need a rate: give pps=N, too".into());
     }
     Ok(WireSpec::Generator {
         pps,
         size,
         flows,
         count,
+        random,
     })
 }
 
@@ -263,6 +277,7 @@ mod tests {
             size,
             flows,
             count,
+            random: None,
         }
     }
 
@@ -327,6 +342,11 @@ mod tests {
                 "size= is a number from 64 to 65553, not \"63\"",
             ),
             ("generator:flows=0", "flows= is a number from 1 to 64512"),
+            (
+                "generator:pps=1,random=-1",
+                "random= is a number from 0 up, not \"-1\"",
+            ),
+            ("generator:random=1", "random gaps need a rate"),
             (
                 "generator:count=-1",
                 "count= is a number from 1 up, not \"-1\"",

@@ -11,18 +11,18 @@ use crate::testing::{
     reference, start, writable,
 };
 
-const BASE: Features = Features::VERSION_1
+pub(super) const BASE: Features = Features::VERSION_1
     .union(Features::MRG_RXBUF)
     .union(Features::CTRL_VQ)
     .union(Features::CTRL_RX)
     .union(Features::CTRL_MAC_ADDR);
 /// Where commands and their answers are.
-const ANSWER: u64 = BUFFERS + 0x8000;
-const OK: u8 = 0;
-const ERROR: u8 = 1;
+pub(super) const ANSWER: u64 = BUFFERS + 0x8000;
+pub(super) const OK: u8 = 0;
+pub(super) const ERROR: u8 = 1;
 
 /// Sends `command`, cut into buffers of `parts` octets and a last one of the rest, and returns the answer.
-fn command(bench: &mut Bench, parts: &[usize], command: &[u8]) -> u8 {
+pub(super) fn command(bench: &mut Bench, parts: &[usize], command: &[u8]) -> u8 {
     let at = BUFFERS + 0x4000;
     bench.guest.write(at, command);
     bench.guest.write(ANSWER, &[0xee; 4]);
@@ -154,11 +154,7 @@ fn a_command_without_a_place_for_the_answer_stops_the_queue_and_no_other() {
     assert!(!bench.nic.port.filter.promiscuous, "it was not executed");
     assert!(!bench.poll());
     assert_eq!(bench.errors[CONTROL].take(), 0);
-    assert_eq!(
-        bench.nic.device.tear_down(CONTROL),
-        Some(0),
-        "it was not used"
-    );
+    assert_eq!(bench.nic.tear_down(CONTROL), Some(0), "it was not used");
     bench.post(RX, &[writable(BUFFERS, 100)]);
     bench.arrive(&[broadcast(60, 1)]);
     assert_eq!(bench.used(RX).len(), 1);
@@ -322,7 +318,7 @@ proptest! {
             }
             allowed.push(bench.drivers[index].used_ring());
             prop_assert_eq!(
-                bench.nic.device.tear_down(index),
+                bench.nic.tear_down(index),
                 Some(start.wrapping_add(used.len() as u16))
             );
         }

@@ -299,6 +299,8 @@ fn when_what_is_available_was_not_enough_only_more_of_it_is_worth_a_kick() {
         }
         driver.post(&[writable(BUFFERS, 1)]);
         assert!(device.ring.enable_kicks(), "one more came");
+        device.ring.begin().unwrap();
+        assert!(device.ring.enable_kicks(), "seen, but not tried");
         device.use_up(1);
         assert!(device.ring.enable_kicks(), "the other is to be taken");
         assert_eq!(driver.used().len(), 1);

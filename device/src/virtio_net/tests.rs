@@ -246,7 +246,7 @@ fn a_receive_chain_that_cannot_be_written_stops_the_queue() {
     assert_eq!(bench.lines[RX].take(), 1);
     assert_stopped(&mut bench, RX, Fault::NotWritable);
     assert_eq!(
-        bench.nic.device.tear_down(RX),
+        bench.nic.tear_down(RX),
         Some(1),
         "the bad chain was not used"
     );
@@ -267,7 +267,7 @@ fn a_fault_amid_a_frame_leaves_no_chain_half_used() {
     bench.arrive(&[broadcast(500, 1)]);
     assert_eq!(bench.used(RX), []);
     assert_stopped(&mut bench, RX, Fault::HeadOutOfRange);
-    assert_eq!(bench.nic.device.tear_down(RX), Some(65_535));
+    assert_eq!(bench.nic.tear_down(RX), Some(65_535));
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_transmit_chain_that_is_malformed_stops_the_queue() {
     assert_eq!(bench.lines[TX].take(), 1, "for the good one");
     assert_stopped(&mut bench, TX, Fault::AddressOutOfRange);
     assert_eq!(bench.sent.len(), 1);
-    assert_eq!(bench.nic.device.tear_down(TX), Some(1));
+    assert_eq!(bench.nic.tear_down(TX), Some(1));
 }
 
 #[test]
@@ -508,9 +508,9 @@ fn after_tear_down_nothing_of_a_queue_is_touched() {
         bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     }
     bench.arrive(&[broadcast(60, 1), broadcast(60, 2)]);
-    assert_eq!(bench.nic.device.tear_down(RX), Some(0), "two were used");
-    assert_eq!(bench.nic.device.tear_down(TX), Some(1), "three were used");
-    assert_eq!(bench.nic.device.tear_down(RX), None);
+    assert_eq!(bench.nic.tear_down(RX), Some(0), "two were used");
+    assert_eq!(bench.nic.tear_down(TX), Some(1), "three were used");
+    assert_eq!(bench.nic.tear_down(RX), None);
     bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     let before = bench.guest.snapshot();
     bench.arrive(&[broadcast(60, 1)]);
@@ -565,7 +565,7 @@ fn queues_go_on_where_they_stood_in_new_memory_and_with_new_features() {
     bench.nic.set_features(Features::empty()).unwrap();
     bench.arrive(&[broadcast(80, 4)]);
     assert_eq!(bench.used(RX), [(2, 90)]);
-    assert_eq!(bench.nic.device.tear_down(RX), Some(2));
+    assert_eq!(bench.nic.tear_down(RX), Some(2));
 }
 
 #[test]
@@ -579,9 +579,9 @@ fn a_queue_that_new_memory_does_not_hold_is_gone_and_the_others_are_not() {
     }
     let refused = bench.nic.device.set_memory(Some(small.memory)).unwrap_err();
     assert!(matches!(refused, BadRing::Unmapped { addr: 0x8000, .. }));
-    assert_eq!(bench.nic.device.tear_down(RX), Some(0));
-    assert_eq!(bench.nic.device.tear_down(TX), Some(0));
-    assert_eq!(bench.nic.device.tear_down(CONTROL), None);
+    assert_eq!(bench.nic.tear_down(RX), Some(0));
+    assert_eq!(bench.nic.tear_down(TX), Some(0));
+    assert_eq!(bench.nic.tear_down(CONTROL), None);
     assert!(!bench.nic.device.rings().iter().any(Option::is_some));
     let mut bench = Bench::new(BASE);
     assert!(bench.nic.device.set_memory(None).is_err());

@@ -43,7 +43,7 @@ fn assert_balanced(port: &Port) {
 #[test]
 fn a_frame_is_delivered_when_its_last_bit_has_arrived_and_not_before() {
     let mut port = port(|c| c.speed = Speed::from_mbps(1_000).unwrap());
-    let mut host = Recorder::default();
+    let (mut host, mut now) = (Recorder::default(), Nanos(0));
     arrive(
         &mut port,
         &mut host,
@@ -51,13 +51,16 @@ fn a_frame_is_delivered_when_its_last_bit_has_arrived_and_not_before() {
         &[broadcast(60), broadcast(60)],
     );
     assert!(host.delivered.is_empty());
-    assert_eq!(port.next_deadline(Nanos(0)), Some(Nanos(672)));
-    port.receive(Nanos(672), &mut Vec::new(), &mut host);
-    assert_eq!(host.delivered.len(), 1);
-    assert_eq!(port.next_deadline(Nanos(672)), Some(Nanos(1344)));
-    port.receive(Nanos(1344), &mut Vec::new(), &mut host);
-    assert_eq!(host.delivered.len(), 2);
+    for (n, last_bit) in [(1, 576), (2, 672 + 576)] {
+        assert_eq!(port.next_deadline(now), Some(Nanos(last_bit)));
+        now = Nanos(last_bit);
+        port.receive(Nanos(last_bit - 1), &mut Vec::new(), &mut host);
+        assert_eq!(host.delivered.len(), n - 1);
+        port.receive(now, &mut Vec::new(), &mut host);
+        assert_eq!(host.delivered.len(), n);
+    }
     assert_eq!(host.interrupts.len(), 2);
+    assert_eq!(port.next_deadline(now), Some(Nanos(1344)), "the gap");
     assert_eq!(port.next_deadline(Nanos(1344)), None);
     assert_balanced(&port);
 }
@@ -164,8 +167,8 @@ fn transmit_is_paced_by_the_line_and_balanced() {
     loop {
         port.transmit(now, &mut out, &mut host);
         for frame in &out {
+            assert_eq!(frame.arrival, Nanos(sent * 672 + 576));
             sent += 1;
-            assert_eq!(frame.arrival, Nanos(sent * 672));
         }
         let frames: Vec<_> = std::mem::take(&mut out);
         port.pool.give_all(frames);
@@ -193,4 +196,118 @@ fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
     assert!(port.phy.set_link(true) && !port.phy.set_link(true));
     assert_eq!(port.rx_room(Nanos(0)), BURST);
     assert_balanced(&port);
+}
+
+#[test]
+fn frames_that_had_to_wait_for_buffers_come_to_the_host_when_it_has_some() {
+    let mut port = port(|c| {
+        c.rx_coalesce = Coalesce {
+            usecs: 50,
+            frames: 1_000,
+        };
+    });
+    let mut host = Recorder {
+        buffers: Some(0),
+        ..Recorder::default()
+    };
+    // More than one burst, one a microsecond.
+    for n in 0..200 {
+        arrive(&mut port, &mut host, Nanos(n * 1_000), &[broadcast(60)]);
+    }
+    let now = Nanos(1_000_000);
+    assert_eq!(port.next_notice(now, None), None, "nobody can be told");
+    host.buffers = None;
+    port.receive(now, &mut Vec::new(), &mut host);
+    assert_eq!((host.delivered.len(), host.interrupts.len()), (200, 0));
+    let deadline = now + Duration::from_micros(50);
+    assert_eq!(port.next_deadline(now), Some(deadline));
+    port.receive(deadline, &mut Vec::new(), &mut host);
+    assert_eq!(host.interrupts.len(), 1);
+    let counters = port
+        .moderator
+        .of(QueueIndex(0), Direction::Receive)
+        .counters();
+    assert_eq!((counters.conditions_met, counters.timer_late_ns), (1, 0));
+}
+
+/// Plays frames that are ready at `ready` and stops at each instant that `next` says; when the host was interrupted.
+fn interrupts(
+    config: &PortConfig,
+    ready: &[u64],
+    buffers: Option<usize>,
+    next: impl Fn(&Port, Nanos, Option<Nanos>) -> Option<Nanos>,
+) -> (Vec<Nanos>, usize, u32) {
+    let mut port = Port::new(config);
+    let mut host = Recorder {
+        buffers,
+        ..Recorder::default()
+    };
+    let (mut now, mut left, mut instants, mut stops) = (Nanos(0), ready, Vec::new(), 0);
+    loop {
+        loop {
+            let room = port.rx_room(now);
+            let count = left.iter().take(room).take_while(|&&r| r <= now.0).count();
+            let mut burst = Vec::new();
+            for &ready in &left[..count] {
+                let mut frame = port.pool.take();
+                assert!(frame.fill(&broadcast(60)));
+                frame.arrival = Nanos(ready);
+                burst.push(frame);
+            }
+            left = &left[count..];
+            let worked = port.receive(now, &mut burst, &mut host);
+            for _ in host.interrupts.drain(..) {
+                instants.push(now);
+            }
+            if count == 0 && !worked {
+                break;
+            }
+        }
+        stops += 1;
+        let wire = left.first().map(|&ready| Nanos(ready));
+        match next(&port, now, wire) {
+            Some(due) => {
+                assert!(due > now, "{due:?} is not later than {now:?}");
+                now = due;
+            }
+            None if left.is_empty() => break,
+            // Nobody will notice: at the end of the day it happens all the same.
+            None => now = Nanos(1_000_000_000),
+        }
+    }
+    let queue = port
+        .moderator
+        .of(QueueIndex(0), Direction::Receive)
+        .counters();
+    assert_eq!(queue.conditions_met, instants.len() as u64);
+    assert_eq!(queue.timer_late_ns, 0);
+    (instants, host.delivered.len(), stops)
+}
+
+proptest::proptest! {
+    #[test]
+    fn whoever_stops_only_where_something_may_be_noticed_misses_nothing(
+        gaps in proptest::collection::vec(0u64..3_000, 1..600),
+        usecs in 0u32..300,
+        frames in 0u32..300,
+        buffers in proptest::option::of(0usize..200),
+    ) {
+        let ready: Vec<u64> = gaps
+            .iter()
+            .scan(0, |now, gap| { *now += gap; Some(*now) })
+            .collect();
+        let config = PortConfig {
+            speed: Speed::from_mbps(1_000).unwrap(),
+            rx_coalesce: Coalesce { usecs, frames },
+            ..PortConfig::default()
+        };
+        let every = interrupts(&config, &ready, buffers, |port, now, wire| {
+            let wire = wire.filter(|_| port.rx_room(now) > 0);
+            [wire, port.next_deadline(now)].into_iter().flatten().min()
+        });
+        let few = interrupts(&config, &ready, buffers, Port::next_notice);
+        proptest::prop_assert_eq!(&every.0, &few.0);
+        proptest::prop_assert_eq!(every.1, few.1);
+        proptest::prop_assert!(few.2 <= every.2, "{} stops instead of {}", few.2, every.2);
+    }
 }
