@@ -5,6 +5,10 @@
 //! EVENT_IDX, MRG_RXBUF, CSUM and GUEST_CSUM; the receive checksum is verified. The figures that callgrind
 //! prints are for the whole burst.
 //!
+//! `wire_to_socket`: everything, card and guest, in virtual time: from the generator on the wire by way of the card, its
+//! moderation (64 us, 256 frames), interrupt, NAPI, IP and UDP to the buffer of a process that calls `recvfrom`. 64-octet
+//! frames at the rate of a 1 Gb/s line.
+//!
 //! Run with `cargo bench -p nic-testbed --bench instructions`; it takes valgrind and gungraun-runner.
 
 // What the macros of gungraun make has no documentation, and full names.
@@ -12,7 +16,9 @@
 
 use std::cell::RefCell;
 use std::hint::black_box;
+use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::time::Duration;
 
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
@@ -22,17 +28,25 @@ use nic_backend::wire::{PortFacts, WireSpec};
 use nic_device::features::Features;
 use nic_device::nic::Nic;
 use nic_guest::memory::GuestMemory;
+use nic_guest::net::CpuCost;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 use nic_model::frame::Frame;
 use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
 use nic_testbed::in_process::InProcess;
+use nic_testbed::measure::closed_form::Arrivals;
+use nic_testbed::measure::{Experiment, Testbed};
 
 /// Packets in a burst.
 const BURST: usize = 32;
 /// Instructions that a packet may cost in either direction.
 const LIMIT: u64 = 600;
+
+/// Packets on their way from the wire to the socket.
+const THROUGH: u64 = 9_600;
+/// Instructions that a packet may cost on all of that way.
+const THROUGH_LIMIT: u64 = 1_500;
 
 /// A guest and a card with a burst for one direction at hand.
 struct Bench {
@@ -123,25 +137,54 @@ fn before_transmit() -> Bench {
     bench
 }
 
-#[library_benchmark]
+#[library_benchmark(config = limited_to(LIMIT * BURST as u64))]
 #[bench::udp_64(before_receive())]
 fn receive(mut bench: Bench) -> Bench {
     bench.poll();
     black_box(bench)
 }
 
-#[library_benchmark]
+#[library_benchmark(config = limited_to(LIMIT * BURST as u64))]
 #[bench::udp_64(before_transmit())]
 fn transmit(mut bench: Bench) -> Bench {
     bench.poll();
     black_box(bench)
 }
 
-library_benchmark_group!(name = data_path; benchmarks = receive, transmit);
+/// A load that has been running for a while.
+fn before_wire_to_socket() -> (Testbed, Nanos) {
+    let mut experiment = Experiment {
+        pps: NonZeroU64::new(1_488_095).expect("a rate"),
+        frame_size: 64,
+        coalesce: "rx-usecs=64,rx-frames=256".parse().expect("a moderation"),
+        arrivals: Arrivals::Constant,
+        speed: "1G".parse().expect("a speed"),
+        duration: Duration::ZERO,
+        seed: 1,
+        cost: CpuCost::default(),
+        poll: false,
+    };
+    experiment.duration = Duration::from_nanos(THROUGH * 1_000_000_000 / experiment.pps);
+    let mut testbed = Testbed::start(&experiment).expect("a testbed");
+    let warm = testbed.now() + Duration::from_millis(5);
+    testbed.run_until(warm).expect("a sound guest");
+    let end = testbed.now() + experiment.duration;
+    (testbed, end)
+}
 
-main!(
-    config = LibraryBenchmarkConfig::default().tool(
-        Callgrind::default().hard_limits([(EventKind::Ir, LIMIT * BURST as u64)])
-    );
-    library_benchmark_groups = data_path
-);
+#[library_benchmark(config = limited_to(THROUGH_LIMIT * THROUGH))]
+#[bench::udp_64(before_wire_to_socket())]
+fn wire_to_socket((mut testbed, end): (Testbed, Nanos)) -> Testbed {
+    testbed.run_until(end).expect("a sound guest");
+    black_box(testbed)
+}
+
+fn limited_to(instructions: u64) -> LibraryBenchmarkConfig {
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(Callgrind::default().hard_limits([(EventKind::Ir, instructions)]));
+    config
+}
+
+library_benchmark_group!(name = data_path; benchmarks = receive, transmit, wire_to_socket);
+
+main!(library_benchmark_groups = data_path);

@@ -3,11 +3,13 @@
 mod support;
 
 mod captures;
+mod coalescing;
 mod control_queue;
 mod exchange;
 mod front_ends;
 mod hostile_messages;
 mod hostile_rings;
 mod link;
+mod measure;
 mod process;
 mod virtual_time;

@@ -20,6 +20,36 @@
 //!        -> sch_direct_xmit -> start_xmit                               sch_generic, virtio_net::napi
 //! ```
 //!
+//! The way of a packet has stages, and each has its place; those that are not here yet have one, too:
+//!
+//! | | Receive | Where |
+//! |---|---|---|
+//! | 5 | hard-IRQ handler masks its queue and schedules NAPI | `softirq`, `virtio_net::napi` |
+//! | 6 | NET_RX_SOFTIRQ, `net_rx_action`, on IRQ exit or in ksoftirqd | `softirq`, `napi` |
+//! | 7 | the driver's poll: used descriptors become skbs, the ring is refilled | `virtio_net::napi`, `skbuff` |
+//! | 8 | `napi_gro_receive`, merging later | `napi` |
+//! | 9 | `netif_receive_skb`, RPS and the backlog later | `dev` |
+//! | 10 | `__netif_receive_skb_core`: protocol dispatch; taps, VLAN, bridge later | `dev` |
+//! | 11 | `arp_rcv`, neighbour cache | `arp`, `neighbour` |
+//! | 12 | `ip_rcv`, route, `ip_local_deliver`; hooks, reassembly, forwarding later | `ip_input`, `route` |
+//! | 13 | `inet_protos`: UDP, ICMP; TCP, IGMP later | `ip_input`, `icmp` |
+//! | 14 | `__udp4_lib_lookup`, the socket's receive queue | `udp`, `sock` |
+//! | 15 | `recvfrom` | `af_inet` |
+//! | 16 | `napi_complete_done`, interrupt on again, the ring checked once more | `virtio_net::napi`, `napi` |
+//!
+//! (1 to 4 are the NIC's: PHY and MAC, filter, DMA, interrupt.)
+//!
+//! | | Send | Where |
+//! |---|---|---|
+//! | 1, 2 | `socket`, `sendto`, `inet_autobind` | `af_inet` |
+//! | 3 | route, `ip_make_skb`, checksum or the device's affair | `udp`, `route` |
+//! | 4 | `ip_output`; hooks, fragmentation later | `ip_output` |
+//! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `arp` |
+//! | 6, 7 | `dev_queue_xmit`, queueing discipline; GSO later | `dev`, `sch_generic` |
+//! | 8 | `start_xmit`: descriptors, kick | `virtio_net::napi` |
+//! | 9 | ring full: queue stopped, NET_TX_SOFTIRQ starts it again | `sch_generic` |
+//! | 11 | completion: transmit NAPI, skb freed, queue woken | `virtio_net::napi` |
+//!
 //! Where an skb ends, it is counted once ([`KernelStats`]). No packet costs an allocation once the
 //! caches are filled, or a lock, or a virtual call.
 //!
@@ -73,7 +103,7 @@ use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
 use crate::ring::RingFault;
 use crate::transport::Transport;
-use crate::virtio_net::VirtnetInfo;
+use crate::virtio_net::{VirtnetInfo, features};
 
 /// The computer that the kernel runs on: what time it is and what work costs.
 pub trait Machine {
@@ -170,6 +200,9 @@ impl Default for KernelConfig {
         }
     }
 }
+
+/// Features of a device that this kernel has a use for.
+pub const DEVICE_FEATURES: u64 = features::SUPPORTED & !features::SEGMENTATION;
 
 /// [`CpuCost`] in nanoseconds.
 #[derive(Debug, Clone, Copy)]

@@ -95,6 +95,19 @@ pub const LOG_ALL: u64 = 1 << 26;
 /// vhost-user: there are protocol features.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// Frames that stand for several segments, in either direction.
+pub const SEGMENTATION: u64 = GUEST_TSO4
+    | GUEST_TSO6
+    | GUEST_ECN
+    | GUEST_UFO
+    | GUEST_USO4
+    | GUEST_USO6
+    | HOST_TSO4
+    | HOST_TSO6
+    | HOST_ECN
+    | HOST_UFO
+    | HOST_USO;
+
 /// What this driver can do.
 pub const SUPPORTED: u64 = CSUM
     | GUEST_CSUM

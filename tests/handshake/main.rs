@@ -1,0 +1,410 @@
+//! No wake-up is lost: loom runs the driver's handshake and the card's against each other, in every order.
+//!
+//! Both are the real ones, `nic_guest::ring::handshake` and `nic_device::notify`. Their words are loom's (`ring`), so
+//! that a load may give any value that the memory model allows, and around them is just enough of a queue to
+//! move indices (`sides`). Each side is a thread, and sleeps until it is woken: a lost wake-up is a deadlock, which loom
+//! finds. An entry of the ring holds the index that it is for, so that one that is read too early shows.
+//!
+//! # Bound
+//!
+//! | Models | Threads | Buffers | Preemptions | Executions |
+//! |---|---|---|---|---|
+//! | the card uses buffers, the driver sleeps: 180 | 2 | 2 or 3, in 1 or 2 steps | 3 | 109,690 |
+//! | the driver adds buffers, the card sleeps: 160 | 2 | 2 or 3, in 1 or 2 steps | 3 | 68,500 |
+//! | there and back through two entries of a ring: 24 | 2 | 3 | 2 | 32,400 |
+//!
+//! Within the bound on preemptions loom explores all orders, and for each load all values. Who masks what, and when, is
+//! not left to chance either: every pattern of two rounds is a model of its own, with EVENT_IDX and with flags, once
+//! with indices that wrap around at 65535. `LOOM_MAX_PREEMPTIONS` sets another bound.
+//!
+//! To loom `fence(SeqCst)` is a fence of the C11 memory model, but stronger in that it also orders whatever was before an
+//! earlier one; only SeqCst loads and stores would be taken for less than they are, and there are none here. What
+//! loom does not show is a load that comes after a later store of its own thread. The driver's plain accesses to guest
+//! memory are volatile; relaxed ones stand for them.
+//!
+//! # That it would fail
+//!
+//! `what_a_side_leaves_out_is_found` runs the same handshakes on words without fence, release or acquire, with an event
+//! index that is off by one, and without the second look. Each of these changes to the sources, too, makes one of the
+//! tests fail:
+//!
+//! | Driver | Card |
+//! |---|---|
+//! | no fence in `kick_wanted`, in `taken`, in `used_since` | no fence in `needs_interrupt`, in `enable_kicks` |
+//! | `publish` or `used_idx` relaxed | `publish` relaxed |
+//! | `enable_cb` or `enable_cb_delayed` without looking again, or before it asks | `enable_kicks` without looking again |
+//! | `vring_need_event` without the 1, for the last index only, or without wrapping | the same in `needs_interrupt` |
+//! | an event one further in `enable_cb_prepare`, in `enable_cb_delayed`; none in `taken` | one further in `enable_kicks` |
+//! | `enable_cb_prepare` leaves the flag, or stays masked | `enable_kicks` leaves the flag; `disable_kicks` forgets that it set it |
+
+mod ring;
+mod sides;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use loom::model::Builder;
+use loom::thread;
+
+use ring::{Broken, Ring, SOUND};
+use sides::{Card, Driver, Rest, Sleep};
+
+/// Preemptions in an execution of a model in which buffers go one way.
+const ONE_WAY: usize = 3;
+/// The same where they go there and back.
+const BOTH_WAYS: usize = 2;
+
+/// Where indices start: once they wrap around, once they do not.
+const STARTS: [u16; 2] = [65535, 7];
+
+/// A step of whoever has news: so many buffers at once, and whether it is time to tell the other side.
+type Step = (u16, bool);
+
+/// Ways to move two or three buffers: one by one, all at once, and with one notification for two steps.
+const STEPS: [&[Step]; 5] = [
+    &[(1, true), (1, true)],
+    &[(2, true)],
+    &[(1, false), (1, true)],
+    &[(1, true), (2, true)],
+    &[(2, true), (1, true)],
+];
+
+fn buffers(steps: &[Step]) -> u16 {
+    steps.iter().map(|step| step.0).sum()
+}
+
+/// Explores `model` and returns how many executions it has.
+fn explore(bound: usize, model: impl Fn() + Send + Sync + 'static) -> usize {
+    let mut builder = Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(bound));
+    let executions = Arc::new(AtomicUsize::new(0));
+    let count = executions.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    executions.load(Ordering::Relaxed)
+}
+
+/// The card uses buffers that it has; the driver takes them all.
+#[derive(Clone, Copy, Debug)]
+struct Interrupts {
+    event_idx: bool,
+    start: u16,
+    steps: &'static [Step],
+    /// How the driver sleeps, in turn.
+    sleeps: [Sleep; 2],
+    driver: Broken,
+    card: Broken,
+}
+
+impl Interrupts {
+    fn explore(self) -> usize {
+        // Shown if it fails.
+        println!("{self:?}");
+        explore(ONE_WAY, move || {
+            let total = buffers(self.steps);
+            let ring = Ring::new(self.start);
+            let mut driver = Driver::new(&ring, self.event_idx, self.driver);
+            driver.has_added(total);
+            let mut card = Card::new(&ring, self.event_idx, self.card);
+            let card = thread::spawn(move || {
+                for &(count, tell) in self.steps {
+                    card.give_back(count, tell);
+                }
+            });
+            let mut taken = 0;
+            for sleep in self.sleeps.into_iter().cycle() {
+                taken += driver.take(sleep);
+                if taken == total {
+                    break;
+                }
+                driver.sleep(sleep);
+            }
+            card.join().expect("the card's thread");
+        })
+    }
+}
+
+/// The driver adds buffers; the card takes them all.
+#[derive(Clone, Copy, Debug)]
+struct Kicks {
+    event_idx: bool,
+    start: u16,
+    steps: &'static [Step],
+    /// How the card sleeps, in turn.
+    rests: [Rest; 2],
+    /// How many buffers the card takes at least, as for a frame that spans several.
+    least: u16,
+    driver: Broken,
+    card: Broken,
+}
+
+impl Kicks {
+    fn explore(self) -> usize {
+        println!("{self:?}");
+        explore(ONE_WAY, move || {
+            let total = buffers(self.steps);
+            let ring = Ring::new(self.start);
+            let mut card = Card::new(&ring, self.event_idx, self.card);
+            let mut driver = Driver::new(&ring, self.event_idx, self.driver);
+            let driver = thread::spawn(move || {
+                for &(count, tell) in self.steps {
+                    driver.add(count, tell);
+                }
+            });
+            let mut taken = 0;
+            for rest in self.rests.into_iter().cycle() {
+                taken += card.take(rest, self.least.min(total - taken));
+                if taken == total {
+                    break;
+                }
+                card.sleep(rest);
+            }
+            driver.join().expect("the driver's thread");
+        })
+    }
+}
+
+/// Three buffers go to the card and back through two entries of the ring: each side waits for the other.
+#[derive(Clone, Copy, Debug)]
+struct ThereAndBack {
+    event_idx: bool,
+    start: u16,
+    sleep: Sleep,
+    rest: Rest,
+}
+
+impl ThereAndBack {
+    fn explore(self) -> usize {
+        const TOTAL: u16 = 3;
+        const ENTRIES: u16 = 2;
+        println!("{self:?}");
+        explore(BOTH_WAYS, move || {
+            let ring = Ring::new(self.start);
+            let mut driver = Driver::new(&ring, self.event_idx, SOUND);
+            let mut card = Card::new(&ring, self.event_idx, SOUND);
+            let card = thread::spawn(move || {
+                let mut moved = 0;
+                loop {
+                    let count = card.take(self.rest, 1);
+                    card.give_back(count, true);
+                    moved += count;
+                    if moved == TOTAL {
+                        break;
+                    }
+                    card.sleep(self.rest);
+                }
+            });
+            let (mut added, mut taken) = (0, 0);
+            while taken < TOTAL {
+                let room = (ENTRIES - driver.outstanding()).min(TOTAL - added);
+                if room > 0 {
+                    driver.add(room, true);
+                    added += room;
+                }
+                let count = driver.take(self.sleep);
+                taken += count;
+                if count == 0 {
+                    driver.sleep(self.sleep);
+                }
+            }
+            card.join().expect("the card's thread");
+        })
+    }
+}
+
+fn all_interrupts(event_idx: bool) {
+    let mut executions = 0;
+    for start in STARTS {
+        for steps in STEPS {
+            for first in Sleep::SOUND {
+                for second in Sleep::SOUND {
+                    let model = Interrupts {
+                        event_idx,
+                        start,
+                        steps,
+                        sleeps: [first, second],
+                        driver: SOUND,
+                        card: SOUND,
+                    };
+                    executions += model.explore();
+                }
+            }
+        }
+    }
+    println!("{executions} executions");
+}
+
+#[test]
+fn no_interrupt_is_lost_with_event_idx() {
+    all_interrupts(true);
+}
+
+#[test]
+fn no_interrupt_is_lost_with_flags() {
+    all_interrupts(false);
+}
+
+fn all_kicks(event_idx: bool) {
+    let mut executions = 0;
+    for start in STARTS {
+        for steps in STEPS {
+            for first in Rest::SOUND {
+                for second in Rest::SOUND {
+                    for least in [1, 2] {
+                        let model = Kicks {
+                            event_idx,
+                            start,
+                            steps,
+                            rests: [first, second],
+                            least,
+                            driver: SOUND,
+                            card: SOUND,
+                        };
+                        executions += model.explore();
+                    }
+                }
+            }
+        }
+    }
+    println!("{executions} executions");
+}
+
+#[test]
+fn no_kick_is_lost_with_event_idx() {
+    all_kicks(true);
+}
+
+#[test]
+fn no_kick_is_lost_with_flags() {
+    all_kicks(false);
+}
+
+#[test]
+fn both_sides_sleep_and_wake_each_other() {
+    let mut executions = 0;
+    for event_idx in [false, true] {
+        for start in STARTS {
+            for sleep in Sleep::SOUND {
+                for rest in Rest::SOUND {
+                    let model = ThereAndBack {
+                        event_idx,
+                        start,
+                        sleep,
+                        rest,
+                    };
+                    executions += model.explore();
+                }
+            }
+        }
+    }
+    println!("{executions} executions");
+}
+
+/// How an exploration ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Sound,
+    /// Somebody sleeps for good.
+    LostWakeUp,
+    /// Somebody read an entry of the ring before it was written.
+    StaleEntry,
+}
+
+fn outcome(explore: impl FnOnce() -> usize) -> Outcome {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(explore)) else {
+        return Outcome::Sound;
+    };
+    match panic.downcast_ref::<String>() {
+        Some(message) if message.contains("deadlock") => Outcome::LostWakeUp,
+        Some(message) if message.contains("a stale entry") => Outcome::StaleEntry,
+        other => panic!("{other:?}"),
+    }
+}
+
+const NO_FENCE: Broken = Broken {
+    no_fence: true,
+    ..SOUND
+};
+const NO_RELEASE: Broken = Broken {
+    no_release: true,
+    ..SOUND
+};
+const NO_ACQUIRE: Broken = Broken {
+    no_acquire: true,
+    ..SOUND
+};
+const LATE: Broken = Broken { event: 1, ..SOUND };
+const EARLY: Broken = Broken { event: -1, ..SOUND };
+
+#[test]
+fn what_a_side_leaves_out_is_found() {
+    use Outcome::{LostWakeUp, Sound, StaleEntry};
+    for event_idx in [false, true] {
+        // Without EVENT_IDX there is no event that could be off, and whoever never masks needs no fence.
+        let off = if event_idx { LostWakeUp } else { Sound };
+        for sleep in Sleep::SOUND {
+            let sound = Interrupts {
+                event_idx,
+                start: 65535,
+                steps: STEPS[0],
+                sleeps: [sleep; 2],
+                driver: SOUND,
+                card: SOUND,
+            };
+            let unfenced = match sleep {
+                Sleep::Unmasked => off,
+                _ => LostWakeUp,
+            };
+            for (card, expected) in [
+                (NO_FENCE, unfenced),
+                (NO_RELEASE, StaleEntry),
+                (LATE, off),
+                (EARLY, off),
+            ] {
+                let model = Interrupts { card, ..sound };
+                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+            }
+            for (driver, expected) in [(NO_FENCE, unfenced), (NO_ACQUIRE, StaleEntry)] {
+                let model = Interrupts { driver, ..sound };
+                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+            }
+            let sleeps = [Sleep::MaskedBlindly; 2];
+            let model = Interrupts { sleeps, ..sound };
+            assert_eq!(outcome(|| model.explore()), LostWakeUp, "{model:?}");
+        }
+        for rest in Rest::SOUND {
+            let sound = Kicks {
+                event_idx,
+                start: 65535,
+                steps: STEPS[0],
+                rests: [rest; 2],
+                least: 1,
+                driver: SOUND,
+                card: SOUND,
+            };
+            let unfenced = match rest {
+                Rest::Enabled => off,
+                _ => LostWakeUp,
+            };
+            for (driver, expected) in [
+                (NO_FENCE, unfenced),
+                (NO_RELEASE, StaleEntry),
+                (LATE, off),
+                (EARLY, off),
+            ] {
+                let model = Kicks { driver, ..sound };
+                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+            }
+            for (card, expected) in [(NO_FENCE, unfenced), (NO_ACQUIRE, StaleEntry)] {
+                let model = Kicks { card, ..sound };
+                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+            }
+            let rests = [Rest::DisabledBlindly; 2];
+            let model = Kicks { rests, ..sound };
+            assert_eq!(outcome(|| model.explore()), LostWakeUp, "{model:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! How many interrupts there should be, by arithmetic.
+//!
+//! A moderated queue interrupts `k` packets after the first in the mean, the first with them, so that a load of
+//! `rate` packets a second meets the condition `rate / k` times. With U the time and N the packets that the
+//! moderation waits for:
+//!
+//! - either of them zero: `k = 1`.
+//! - packets at a constant distance T: those that come within U of the first, at U itself included, but no more than N:
+//!   `k = min(N, 1 + floor(U / T))`.
+//! - packets at random distances, each of them at least S and exponentially distributed beyond that, with the mean
+//!   `m = 1 / rate - S`: the n-th packet after the first comes within U with the probability that a gamma
+//!   distributed time of n terms is at most `(U - n S) / m`. So `k = 1 + sum P(n, (U - n S) / m)` for n from 1
+//!   to N - 1, P being the regularised incomplete gamma function. With S = 0 that is a Poisson process and
+//!   `k = E[1 + min(N - 1, Poisson(rate U))]`; S is what a frame occupies of the line, no less can be.
+//!
+//! The instrument compares this with what the moderation's state machine counted.
+
+use std::time::Duration;
+
+use nic_model::moderation::Coalesce;
+use statrs::function::gamma::gamma_lr;
+
+/// How the packets of a load follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrivals {
+    /// All at the same distance.
+    Constant,
+    /// At random distances.
+    Poisson,
+}
+
+/// A load: what the sender offers, and the line that it goes through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Packets a second.
+    pub pps: f64,
+    /// Seconds that a packet occupies the line.
+    pub occupies: f64,
+    /// How they follow each other.
+    pub arrivals: Arrivals,
+}
+
+impl Load {
+    /// Packets a second that get through the line.
+    #[must_use]
+    pub fn through(&self) -> f64 {
+        self.pps.min(1.0 / self.occupies)
+    }
+
+    /// Packets that one interrupt stands for, in the mean, if the card sees `late` after the fact that time is up.
+    #[must_use]
+    pub fn packets_per_condition(&self, coalesce: Coalesce, late: Duration) -> f64 {
+        if coalesce.is_off() {
+            return 1.0;
+        }
+        let wait = f64::from(coalesce.usecs) / 1e6 + late.as_secs_f64();
+        let most = f64::from(coalesce.frames);
+        let distance = 1.0 / self.through();
+        let mean = distance - self.occupies;
+        // At the line's rate nothing is left to chance.
+        if self.arrivals == Arrivals::Constant || mean < distance * 1e-6 {
+            // A distance that is a whole part of the time must not fall out by a rounding error.
+            return (1.0 + (wait / distance * (1.0 + 1e-12)).floor()).min(most);
+        }
+        let mut packets = 1.0;
+        for n in 1..coalesce.frames {
+            let left = wait - f64::from(n) * self.occupies;
+            if left <= 0.0 {
+                break;
+            }
+            let comes = gamma_lr(f64::from(n), left / mean);
+            packets += comes;
+            if comes < 1e-12 {
+                break;
+            }
+        }
+        packets
+    }
+
+    /// Conditions met a second.
+    #[must_use]
+    pub fn conditions_per_second(&self, coalesce: Coalesce) -> f64 {
+        self.conditions_per_second_when_late(coalesce, Duration::ZERO)
+    }
+
+    /// Conditions met a second if the card sees `late` after the fact that time is up.
+    #[must_use]
+    pub fn conditions_per_second_when_late(&self, coalesce: Coalesce, late: Duration) -> f64 {
+        self.through() / self.packets_per_condition(coalesce, late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 64-octet frames at 1 Gb/s.
+    const OCCUPIES: f64 = 84.0 * 8e-9;
+
+    fn load(pps: f64, occupies: f64, arrivals: Arrivals) -> Load {
+        Load {
+            pps,
+            occupies,
+            arrivals,
+        }
+    }
+
+    fn rate(load: &Load, usecs: u32, frames: u32) -> f64 {
+        load.conditions_per_second(Coalesce { usecs, frames })
+    }
+
+    #[test]
+    fn the_published_rates_at_gigabit_line_rate() {
+        let load = load(1_488_095.0, OCCUPIES, Arrivals::Constant);
+        for (usecs, per_second) in [
+            (1, 744_048),
+            (8, 124_008),
+            (64, 15_501),
+            (128, 7_791),
+            (256, 5_813),
+        ] {
+            assert_eq!(
+                rate(&load, usecs, 256).round() as u32,
+                per_second,
+                "{usecs}"
+            );
+        }
+        for off in [(0, 0), (64, 0), (0, 32)] {
+            assert_eq!(rate(&load, off.0, off.1), load.pps);
+        }
+        assert_eq!(rate(&load, 10_000, 32), load.pps / 32.0);
+    }
+
+    #[test]
+    fn a_packet_at_the_very_end_counts() {
+        for (pps, usecs, packets) in [
+            (100_000.0, 10, 2.0),
+            (100_000.0, 9, 1.0),
+            (30_000.0, 100, 4.0),
+        ] {
+            let load = load(pps, OCCUPIES, Arrivals::Constant);
+            let coalesce = Coalesce { usecs, frames: 256 };
+            assert_eq!(
+                load.packets_per_condition(coalesce, Duration::ZERO),
+                packets,
+                "{pps} {usecs}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_line_random_arrivals_are_a_poisson_process() {
+        // E[1 + min(N - 1, Poisson(rate U))], summed term by term.
+        for (pps, usecs, frames) in [
+            (100_000.0, 64, 32),
+            (100_000.0, 64, 5),
+            (10_000.0, 1_000, 256),
+        ] {
+            let expected = pps * f64::from(usecs) / 1e6;
+            let (mut term, mut mean) = ((-expected).exp(), 0.0);
+            for n in 0..500u32 {
+                mean += term * f64::from((n + 1).min(frames));
+                term *= expected / f64::from(n + 1);
+            }
+            let load = load(pps, 0.0, Arrivals::Poisson);
+            let packets = load.packets_per_condition(Coalesce { usecs, frames }, Duration::ZERO);
+            assert!((packets / mean - 1.0).abs() < 1e-9, "{packets} {mean}");
+        }
+        // Time alone: 1 / (U + 1 / rate).
+        let load = load(100_000.0, 0.0, Arrivals::Poisson);
+        let exact = 1.0 / (64e-6 + 1e-5);
+        assert!((rate(&load, 64, u32::MAX) / exact - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_line_bounds_what_chance_can_do() {
+        // At its rate, and beyond, all is constant.
+        for pps in [1_488_095.0, 1_488_096.0, 3e6] {
+            let constant = load(pps, OCCUPIES, Arrivals::Constant);
+            let random = load(pps, OCCUPIES, Arrivals::Poisson);
+            for usecs in [1, 8, 64] {
+                let (constant, random) = (rate(&constant, usecs, 256), rate(&random, usecs, 256));
+                assert!(
+                    (constant / random - 1.0).abs() < 1e-3,
+                    "{constant} {random}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! A small host on any vhost-user-net backend: `nic-guest talk`.
+//!
+//! It boots the guest's kernel on the backend's socket and does what a user would do first on a Linux: ping, and
+//! send datagrams to an echo service. Meanwhile it answers ARP and ping itself.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use nic_backend::clock::Clock;
+use nic_guest::memory::GuestMemory;
+use nic_guest::net::{Errno, Fd, Kernel, KernelConfig, Machine, Protocol, Received, SockType};
+use nic_guest::transport::Transport;
+use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
+use nic_guest::virtio_net::VirtnetInfo;
+
+use crate::measure::{RealMachine, probe_options};
+
+/// Memory of the guest, in octets: rings and buffers of a queue pair.
+const GUEST_MEMORY: usize = 16 << 20;
+/// ICMP's echo request.
+const ICMP_ECHO: u8 = 8;
+/// Octets of an ICMP header.
+const ICMP_HEADER: usize = 8;
+
+/// `nic-guest talk`.
+#[derive(Args)]
+pub struct Talk {
+    /// The backend's socket
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// This host's address, and how many bits of it name the network
+    #[arg(long, value_name = "ADDR/BITS", default_value = "10.77.0.2/24", value_parser = address)]
+    address: (Ipv4Addr, u8),
+    /// A neighbour that does not answer ARP, as 10.77.0.1=02:00:00:00:77:01; repeatable
+    #[arg(long, value_name = "ADDR=MAC", value_parser = neighbour)]
+    neighbour: Vec<(Ipv4Addr, [u8; 6])>,
+    /// How long to wait for the backend's socket, and for each answer
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Send ICMP echo requests and count the answers
+    Ping {
+        /// Whom to ask
+        #[arg(default_value = "10.77.0.1")]
+        target: Ipv4Addr,
+        /// How many
+        #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+        count: u16,
+        /// The time from one to the next
+        #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+        interval: Duration,
+        /// Octets of payload
+        #[arg(short, long, default_value_t = 56, value_parser = clap::value_parser!(u16).range(0..=1472))]
+        size: u16,
+    },
+    /// Send datagrams to an echo service and compare what comes back; or be the service
+    UdpEcho {
+        /// Where the service is
+        #[arg(default_value = "10.77.0.1:7")]
+        target: SocketAddrV4,
+        /// How many
+        #[arg(short, long, default_value_t = 1000)]
+        count: u64,
+        /// Octets of payload
+        #[arg(short, long, default_value_t = 56, value_parser = clap::value_parser!(u16).range(8..=1472))]
+        size: u16,
+        /// Be the service, at this port, until so many datagrams have been answered
+        #[arg(long, value_name = "PORT", conflicts_with = "target")]
+        listen: Option<u16>,
+    },
+}
+
+fn address(text: &str) -> Result<(Ipv4Addr, u8), String> {
+    let parts = text.split_once('/');
+    parts
+        .and_then(|(addr, bits)| Some((addr.parse().ok()?, bits.parse().ok()?)))
+        .filter(|(_, bits)| (1..=32).contains(bits))
+        .ok_or_else(|| "an address and a prefix length, as 10.77.0.2/24".into())
+}
+
+fn neighbour(text: &str) -> Result<(Ipv4Addr, [u8; 6]), String> {
+    let parts = text.split_once('=');
+    parts
+        .and_then(|(addr, mac)| {
+            let mac: nic_model::filter::MacAddress = mac.parse().ok()?;
+            Some((addr.parse().ok()?, mac.0))
+        })
+        .ok_or_else(|| "an address and its MAC address, as 10.77.0.1=02:00:00:00:77:01".into())
+}
+
+/// A kernel on a backend, and how long it waits.
+struct Host {
+    kernel: Kernel<VhostUser, RealMachine>,
+    clock: Clock,
+    timeout: Duration,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// The backend cannot be reached, refuses, or answers wrongly or not at all.
+pub fn run(options: &Talk) -> anyhow::Result<()> {
+    let mut host = Host::boot(options)?;
+    match options.action {
+        Action::Ping {
+            target,
+            count,
+            interval,
+            size,
+        } => host.ping(target, count, interval, size.into()),
+        Action::UdpEcho {
+            count,
+            listen: Some(port),
+            ..
+        } => host.serve_echo(port, count),
+        Action::UdpEcho {
+            target,
+            count,
+            size,
+            listen: None,
+        } => host.udp_echo(target, count, size.into()),
+    }
+}
+
+impl Host {
+    fn boot(options: &Talk) -> anyhow::Result<Self> {
+        let memory = GuestMemory::new(GUEST_MEMORY)?;
+        let how = VhostUserOptions {
+            timeout: options.timeout.max(Duration::from_secs(5)),
+            ..VhostUserOptions::default()
+        };
+        let transport = VhostUser::connect_with(&options.socket, memory, &how)?;
+        let dev = VirtnetInfo::probe(transport, &probe_options())?;
+        ensure!(dev.link_up(), "the backend says that the link is down");
+        let clock = Clock::start();
+        let (addr, prefix_len) = options.address;
+        let config = KernelConfig {
+            addr,
+            prefix_len,
+            ..KernelConfig::default()
+        };
+        let mut kernel = Kernel::new(dev, RealMachine(clock), config);
+        for &(addr, mac) in &options.neighbour {
+            kernel.neigh_add(addr, mac)?;
+        }
+        Ok(Host {
+            kernel,
+            clock,
+            timeout: options.timeout,
+        })
+    }
+
+    /// Lets the kernel work until `fd` has something or the clock shows `end`, in its nanoseconds.
+    fn receive(&mut self, fd: Fd, buffer: &mut [u8], end: u64) -> anyhow::Result<Option<Received>> {
+        loop {
+            while self.kernel.step()? {}
+            match self.kernel.recvfrom(fd, buffer) {
+                Ok(received) => return Ok(Some(received)),
+                Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error).context("recvfrom"),
+            }
+            let now = self.kernel.machine.now();
+            if now >= end {
+                return Ok(None);
+            }
+            let until = self.kernel.next_timer().map_or(end, |timer| timer.min(end));
+            let left = Duration::from_nanos(until.saturating_sub(now));
+            self.kernel.dev.transport.wait(left);
+        }
+    }
+
+    fn after(&self, time: Duration) -> u64 {
+        (self.clock.now() + time).0
+    }
+
+    fn ping(
+        &mut self,
+        target: Ipv4Addr,
+        count: u16,
+        interval: Duration,
+        size: usize,
+    ) -> anyhow::Result<()> {
+        let fd = self.kernel.socket(SockType::Dgram, Protocol::Icmp)?;
+        let to = SocketAddrV4::new(target, 0);
+        say(&format!("PING {target} {size} octets of payload"))?;
+        let (mut received, mut buffer) = (0, vec![0; ICMP_HEADER + 1472]);
+        let mut times = Vec::new();
+        for sequence in 1..=count {
+            let mut message = vec![0; ICMP_HEADER + size];
+            message[0] = ICMP_ECHO;
+            message[6..8].copy_from_slice(&sequence.to_be_bytes());
+            for (i, octet) in message[ICMP_HEADER..].iter_mut().enumerate() {
+                *octet = i as u8;
+            }
+            let begin = self.clock.now();
+            let (next, patience) = (self.after(interval), self.after(self.timeout));
+            self.kernel.sendto(fd, &message, Some(to))?;
+            while let Some(answer) = self.receive(fd, &mut buffer, patience)? {
+                let octets = &buffer[..answer.len];
+                if octets.get(6..8) != Some(&sequence.to_be_bytes()) {
+                    continue; // an answer that came late
+                }
+                ensure!(
+                    octets[ICMP_HEADER..] == message[ICMP_HEADER..],
+                    "the answer to request {sequence} is not what was sent"
+                );
+                let took = self.clock.now().since(begin);
+                times.push(took);
+                received += 1;
+                let (len, ms) = (answer.len, took.as_secs_f64() * 1e3);
+                let from = answer.from.ip();
+                say(&format!(
+                    "{len} octets from {from}: icmp_seq={sequence} time={ms:.3} ms"
+                ))?;
+                break;
+            }
+            if sequence < count {
+                // Meanwhile others are answered.
+                self.receive(fd, &mut buffer, next)?;
+            }
+        }
+        say(&format!("{count} transmitted, {received} received"))?;
+        if let (Some(min), Some(max)) = (times.iter().min(), times.iter().max()) {
+            let mean = times.iter().sum::<Duration>() / times.len() as u32;
+            let ms = |time: &Duration| time.as_secs_f64() * 1e3;
+            let (min, mean, max) = (ms(min), ms(&mean), ms(max));
+            say(&format!(
+                "rtt min/mean/max = {min:.3}/{mean:.3}/{max:.3} ms"
+            ))?;
+        } else {
+            bail!("{target} does not answer: {}", self.diagnosis());
+        }
+        Ok(())
+    }
+
+    fn udp_echo(&mut self, target: SocketAddrV4, count: u64, size: usize) -> anyhow::Result<()> {
+        let fd = self.kernel.socket(SockType::Dgram, Protocol::Udp)?;
+        let begin = self.clock.now();
+        let (mut sent, mut next, mut lost) = (0u64, 0u64, 0u64);
+        let (mut message, mut buffer) = (vec![0; size], vec![0; 1472]);
+        // As many under way as no queue on the way minds.
+        const WINDOW: u64 = 32;
+        while next < count {
+            while sent < count && sent - next < WINDOW {
+                message.fill(sent as u8);
+                message[..8].copy_from_slice(&sent.to_be_bytes());
+                self.kernel.sendto(fd, &message, Some(target))?;
+                sent += 1;
+            }
+            let patience = self.after(self.timeout);
+            let Some(answer) = self.receive(fd, &mut buffer, patience)? else {
+                lost += sent - next;
+                if lost == sent {
+                    break;
+                }
+                next = sent;
+                continue;
+            };
+            let octets = &buffer[..answer.len];
+            let number = octets
+                .first_chunk()
+                .map_or(u64::MAX, |n| u64::from_be_bytes(*n));
+            let good = octets.len() == size && octets[8..].iter().all(|&o| o == number as u8);
+            ensure!(
+                good && number < sent,
+                "what came back is not what was sent: {} octets from {}",
+                answer.len,
+                answer.from
+            );
+            if number >= next {
+                lost += number - next;
+                next = number + 1;
+            }
+        }
+        let seconds = self.clock.now().since(begin).as_secs_f64();
+        let back = sent - lost;
+        say(&format!(
+            "{sent} datagrams of {size} octets sent to {target}, {back} came back, {lost} lost, in {seconds:.3} s"
+        ))?;
+        if lost > 0 {
+            bail!(
+                "{lost} of {sent} datagrams did not come back: {}",
+                self.diagnosis()
+            );
+        }
+        Ok(())
+    }
+
+    fn serve_echo(&mut self, port: u16, count: u64) -> anyhow::Result<()> {
+        let fd = self.kernel.socket(SockType::Dgram, Protocol::Udp)?;
+        self.kernel
+            .bind(fd, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+        let addr = self.kernel.config().addr;
+        say(&format!("echo service at {addr}:{port}"))?;
+        let mut buffer = vec![0; 9216];
+        let mut answered = 0;
+        while answered < count {
+            let end = self.after(Duration::from_secs(1));
+            if let Some(datagram) = self.receive(fd, &mut buffer, end)? {
+                self.kernel
+                    .sendto(fd, &buffer[..datagram.len], Some(datagram.from))?;
+                answered += 1;
+            }
+        }
+        // What the last answer needs to go out.
+        let end = self.after(Duration::from_millis(10));
+        self.receive(fd, &mut buffer, end)?;
+        say(&format!("{answered} datagrams answered"))
+    }
+
+    /// What may help to find out why nothing came.
+    fn diagnosis(&self) -> String {
+        let stats = self.kernel.stats();
+        let (rx, tx) = self.kernel.dev.stats();
+        let drops: Vec<_> = stats
+            .drops()
+            .filter(|&(_, count)| count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        format!(
+            "the backend took {} frames and sent {}, {} interrupts; drops: {}",
+            tx.packets,
+            rx.packets,
+            stats.rx().raised,
+            if drops.is_empty() {
+                "none".into()
+            } else {
+                drops.join(", ")
+            },
+        )
+    }
+}
+
+/// Prints a line at once. A reader that has seen enough ends the program.
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
