@@ -129,8 +129,9 @@ pub struct SplitRing {
     /// The next entry of the used ring to fill.
     next_used: Wrapping<u16>,
     notify: Notify,
-    /// What is available was not enough: only more of it is worth a kick.
+    /// What was available up to here was not enough: only more of it is worth a kick.
     short: bool,
+    short_at: Wrapping<u16>,
 }
 
 // SAFETY: the pointers lie in `memory`, which may be used from any thread.
@@ -209,6 +210,7 @@ impl SplitRing {
             next_used: index,
             notify,
             short: false,
+            short_at: index,
         })
     }
 
@@ -346,8 +348,6 @@ impl Ring for SplitRing {
         if available > self.rings.size {
             return Err(Fault::IndexJump);
         }
-        // With more of it, what was not enough may be: only a try can tell.
-        self.short &= index == self.available_index;
         self.available_index = index;
         Ok(available)
     }
@@ -381,6 +381,8 @@ impl Ring for SplitRing {
     fn rewind(&mut self, position: u16) {
         self.next_available = Wrapping(position);
         self.short = true;
+        // Not what a later `begin` sees: whether that is enough only a try can tell.
+        self.short_at = self.available_index;
     }
 
     #[inline]
@@ -409,7 +411,7 @@ impl Ring for SplitRing {
 
     fn enable_kicks(&mut self) -> bool {
         let known = if self.short {
-            self.available_index
+            self.short_at
         } else {
             self.next_available
         };

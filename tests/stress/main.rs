@@ -5,7 +5,9 @@
 //! 20 seconds while somebody sleeps, a wake-up has been lost, and both sides say where they stand. Packets carry
 //! their number: each must arrive, once, and in order.
 //!
-//! `STRESS_PACKETS` is how many there are in all (100,000), `STRESS_SEED` what chance begins with.
+//! `STRESS_PACKETS` is how many there are in all (100,000), `STRESS_SEED` what chance begins with. The second looks are
+//! missed soon. A missing fence shows only while both sides run at the same moment: each of the four on the way to
+//! sleep and to wake was found within 2 * 10^7 packets on two x86 processors, in the release build.
 
 mod card;
 mod chance;
