@@ -119,7 +119,7 @@ struct Serve {
     ///
     /// A queue interrupts N frames or N microseconds after the first frame, whichever comes first. off: for each
     /// frame. The driver can change it (ethtool -C), and a device reset restores it.
-    #[arg(long, value_name = "SPEC", default_value = "off", verbatim_doc_comment)]
+    #[arg(long, value_name = "SPEC", default_value = "off")]
     coalesce: CoalesceSpec,
     /// Spin instead of sleeping: takes a whole core, answers faster
     #[arg(long)]

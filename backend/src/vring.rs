@@ -169,7 +169,7 @@ impl VringT<Memory> for NicVring {
         self.said().enabled = enabled;
         let index = self.index;
         self.session
-            .call(move |worker| worker.card.nic.device.enable(index, enabled));
+            .call(move |worker| worker.card.nic.enable(index, enabled));
     }
 
     fn set_queue_info(

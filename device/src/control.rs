@@ -19,7 +19,7 @@ use virtio_bindings::virtio_net::{
 
 use crate::features::Features;
 use crate::ring::{Fault, Ring};
-use crate::virtio_net::{VirtioNet, half};
+use crate::virtio_net::VirtioNet;
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
 const BUDGET: usize = 64;
@@ -237,7 +237,7 @@ fn coalesce(data: &[u8]) -> Result<Coalesce, Refusal> {
     })
 }
 
-/// The beginning of `struct virtio_net_ctrl_coal_vq`: a virtqueue, which has to be one for packets and set up, and
+/// The beginning of `struct virtio_net_ctrl_coal_vq`: a virtqueue, which has to be one for packets and enabled, and
 /// two octets of padding. Returns which it is and what follows.
 fn data_queue<'a>(
     device: &VirtioNet,
@@ -245,10 +245,8 @@ fn data_queue<'a>(
 ) -> Result<(QueueIndex, Direction, &'a [u8]), Refusal> {
     let (&[low, high, _, _], rest) = data.split_first_chunk().ok_or(Refusal::Malformed)?;
     let index = usize::from(u16::from_le_bytes([low, high]));
-    if device.control_queue() == Some(index) || !device.is_set_up(index) {
-        return Err(Refusal::NoQueue);
-    }
-    let (queue, direction) = half(index);
+    let half = device.half(index).filter(|_| device.is_enabled(index));
+    let (queue, direction) = half.ok_or(Refusal::NoQueue)?;
     Ok((queue, direction, rest))
 }
 

@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 use crate::control::{self, ControlCounters};
 use crate::features::Features;
 use crate::ring::{BadRing, RingState};
-use crate::virtio_net::{QueueCounters, QueueSetup, VirtioNet, half};
+use crate::virtio_net::{QueueCounters, QueueSetup, VirtioNet};
 
 /// A card.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Nic {
     }
 
     /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
-    /// while nobody served the queue. Nothing of before waits to be told (VIRTIO 1.3, 5.1.6.5.10).
+    /// while nobody served the queue.
     ///
     /// # Errors
     /// The ring is not in guest memory.
@@ -106,7 +106,9 @@ impl Nic {
     /// # Panics
     /// If there is no such queue.
     pub fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
-        self.restart_moderation(index);
+        if !self.device.is_set_up(index) {
+            self.restart_moderation(index);
+        }
         self.device.set_up(index, setup)
     }
 
@@ -117,9 +119,18 @@ impl Nic {
         self.device.tear_down(index)
     }
 
+    /// Lets packets pass on virtqueue `index`, or not.
+    pub fn enable(&mut self, index: usize, enabled: bool) {
+        if self.device.is_enabled(index) != enabled {
+            self.restart_moderation(index);
+        }
+        self.device.enable(index, enabled);
+    }
+
+    /// Virtqueue `index` is disabled, or enabled again: no packet of before waits to be told, and its parameters are those
+    /// of all queues (VIRTIO 1.3, 5.1.6.5.10.1).
     fn restart_moderation(&mut self, index: usize) {
-        if index + 1 < self.device.queues() {
-            let (queue, direction) = half(index);
+        if let Some((queue, direction)) = self.device.half(index) {
             self.port.moderator.restart(queue, direction);
         }
     }
@@ -155,6 +166,10 @@ impl Nic {
     /// A ring that runs is not in guest memory as these features need it.
     pub fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
         self.port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
+        if !acked.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL) {
+            // A driver that cannot say what it wants does not get what another wanted.
+            self.port.moderator.reset();
+        }
         self.device.set_features(acked)
     }
 
@@ -167,15 +182,15 @@ impl Nic {
     }
 
     fn moderation(&self) -> Vec<Option<ModerationStatus>> {
-        let data = (0..self.device.queues() - 1).map(|index| {
-            let (queue, direction) = half(index);
+        let of = |index| {
+            let (queue, direction) = self.device.half(index)?;
             let moderation = self.port.moderator.of(queue, direction);
             Some(ModerationStatus {
                 coalesce: moderation.coalesce(),
                 counters: moderation.counters(),
             })
-        });
-        data.chain([None]).collect()
+        };
+        (0..self.device.queues()).map(of).collect()
     }
 
     /// The card's state and counts.

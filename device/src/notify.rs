@@ -79,9 +79,10 @@ pub trait Words {
 #[derive(Clone, Copy, Debug)]
 pub struct Notify {
     event_idx: bool,
-    /// The used index that the driver was shown last, and the one for which an interrupt was last considered.
+    /// The used index that the driver was shown last.
     published: Wrapping<u16>,
-    signalled: Wrapping<u16>,
+    /// Chains that it was shown since an interrupt was last considered: with moderation that may be any number.
+    unconsidered: u32,
     kicks_disabled: bool,
 }
 
@@ -94,7 +95,7 @@ impl Notify {
         Notify {
             event_idx,
             published: index,
-            signalled: index,
+            unconsidered: 0,
             kicks_disabled: flags & VRING_USED_F_NO_NOTIFY != 0,
         }
     }
@@ -109,8 +110,12 @@ impl Notify {
     /// Shows the driver that all chains up to `index` have been used.
     #[inline]
     pub fn publish(&mut self, words: &impl Words, index: u16) {
-        if self.published.0 != index {
-            self.published = Wrapping(index);
+        let index = Wrapping(index);
+        if self.published != index {
+            let more = (index - self.published).0;
+            self.unconsidered = self.unconsidered.saturating_add(more.into());
+            self.published = index;
+            let index = index.0;
             words.used_index().set_release(index);
         }
     }
@@ -118,17 +123,16 @@ impl Notify {
     /// Whether the driver wants an interrupt for what was published since the last call.
     #[inline]
     pub fn needs_interrupt(&mut self, words: &impl Words) -> bool {
-        if self.published == self.signalled {
+        let count = std::mem::take(&mut self.unconsidered);
+        if count == 0 {
             return false;
         }
         // The driver must see the used index before we look whether it wants to hear of it.
         words.full_fence();
-        let (new, old) = (self.published, self.signalled);
-        self.signalled = new;
         if self.event_idx {
-            // Anywhere in the burst, not only at its end.
+            // Anywhere in what was shown, not only at its end; once round, it passed every index.
             let event = Wrapping(words.used_event().get());
-            new - event - Wrapping(1) < new - old
+            u32::from((self.published - event - Wrapping(1)).0) < count
         } else {
             let flags = words.available_flags().get();
             u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0

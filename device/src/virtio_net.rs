@@ -272,6 +272,24 @@ impl VirtioNet {
         self.queues.get(index).is_some_and(Option::is_some)
     }
 
+    /// Whether virtqueue `index` is set up and packets may pass.
+    #[must_use]
+    pub fn is_enabled(&self, index: usize) -> bool {
+        matches!(self.queues.get(index), Some(Some(queue)) if queue.enabled)
+    }
+
+    /// Which half of which pair virtqueue `index` is; `None` for the control queue, or if there is none.
+    #[must_use]
+    pub fn half(&self, index: usize) -> Option<(QueueIndex, Direction)> {
+        let direction = match index % 2 {
+            0 => Direction::Receive,
+            _ => Direction::Transmit,
+        };
+        let pair = u16::try_from(index / 2).ok()?;
+        (pair < self.queue_pairs && Some(index) != self.control_queue())
+            .then_some((QueueIndex(pair), direction))
+    }
+
     /// The index of the next chain that virtqueue `index` takes, if it is set up.
     #[must_use]
     pub fn position(&self, index: usize) -> Option<u16> {
@@ -279,7 +297,7 @@ impl VirtioNet {
     }
 
     /// Lets packets pass on virtqueue `index`, or not.
-    pub fn enable(&mut self, index: usize, enabled: bool) {
+    pub(crate) fn enable(&mut self, index: usize, enabled: bool) {
         self.each(index, |queue| queue.enabled = enabled);
     }
 
@@ -370,15 +388,6 @@ impl VirtioNet {
             .map(|(queue, idle)| queue.as_ref().map_or(idle, |queue| &queue.counters).clone())
             .collect()
     }
-}
-
-/// Which half of which pair virtqueue `index` is; for the control queue, none that exists.
-pub(crate) fn half(index: usize) -> (QueueIndex, Direction) {
-    let direction = match index % 2 {
-        0 => Direction::Receive,
-        _ => Direction::Transmit,
-    };
-    (QueueIndex((index / 2) as u16), direction)
 }
 
 /// The virtqueue of one half of a pair.

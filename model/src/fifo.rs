@@ -84,6 +84,13 @@ impl Fifo {
         self.frames.is_empty()
     }
 
+    /// Octets that there is room for.
+    #[must_use]
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.capacity - self.octets
+    }
+
     /// Octets in the FIFO.
     #[must_use]
     pub fn octets(&self) -> usize {

@@ -42,7 +42,8 @@ impl Coalesce {
 /// What a queue's moderation has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ModerationCounters {
-    /// Times that the condition for an interrupt was met.
+    /// Times that the condition for an interrupt was met. It goes by the buffers given back, also those of frames that were
+    /// dropped then because they did not fit.
     pub conditions_met: u64,
     /// Of those, the ones where time was up.
     pub by_timer: u64,

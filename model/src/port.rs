@@ -136,21 +136,23 @@ impl Port {
     }
 
     /// Frames that the line can take from the wire at `now`: none without a link, or while it is busy with
-    /// those it took before.
+    /// those it took before. Until a call of [`Port::receive`] brings none, more may have come.
     #[must_use]
     #[inline]
     pub fn rx_room(&self, now: Nanos) -> usize {
-        if self.phy.link() && self.phy.rx.busy_until() <= now + self.lead {
-            BURST
-        } else {
-            0
+        if !self.phy.link() || self.phy.rx.busy_until() > now + self.lead {
+            return 0;
         }
+        // They are in the FIFO from then on, though they have yet to arrive: no more than surely fit, but one in any case,
+        // to be dropped if it has to be.
+        let free = self.fifos.iter().map(Fifo::free).min().unwrap_or(0);
+        (free / self.pool.buffer_size()).clamp(1, BURST)
     }
 
     /// Takes a burst from the wire and delivers what has arrived to the host. Leaves `frames` empty.
     /// Returns whether anything was delivered.
     pub fn receive(&mut self, now: Nanos, frames: &mut Vec<Frame>, host: &mut impl Host) -> bool {
-        let full = frames.len() >= BURST;
+        let more = !frames.is_empty();
         for mut frame in frames.drain(..) {
             match self.ingress(&mut frame) {
                 Ok(queue) => {
@@ -165,8 +167,8 @@ impl Port {
                 }
             }
         }
-        // More may have come than a burst holds: of them nothing is known yet but that they follow.
-        let known = if full {
+        // More may have come than there was room for: of them nothing is known yet but that they follow.
+        let known = if more {
             now.min(self.phy.rx.busy_until())
         } else {
             now

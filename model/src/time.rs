@@ -21,7 +21,8 @@ impl Nanos {
 impl Add<Duration> for Nanos {
     type Output = Nanos;
     fn add(self, span: Duration) -> Nanos {
-        Nanos(self.0.saturating_add(span.as_nanos() as u64))
+        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        Nanos(self.0.saturating_add(span))
     }
 }
 
@@ -34,6 +35,7 @@ impl AddAssign<Duration> for Nanos {
 impl Sub<Duration> for Nanos {
     type Output = Nanos;
     fn sub(self, span: Duration) -> Nanos {
-        Nanos(self.0.saturating_sub(span.as_nanos() as u64))
+        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        Nanos(self.0.saturating_sub(span))
     }
 }

@@ -12,4 +12,5 @@ mod hostile_rings;
 mod link;
 mod measure;
 mod process;
+mod talk;
 mod virtual_time;

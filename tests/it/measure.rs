@@ -93,6 +93,62 @@ fn with_constant_arrivals_every_run_is_what_arithmetic_says() {
 }
 
 #[test]
+fn frames_of_every_size_and_loads_above_the_line_too() {
+    let arguments =
+        "--packets 20k --frame-size 65,1518,9018 --pps 10k,line,2M --coalesce off 64,32";
+    let output = measure(&format!("--json {arguments}"));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    for run in runs(&report) {
+        let groups = number(run, "expected_interrupts_per_s") * number(run, "seconds");
+        assert!(
+            number(run, "error_pct").abs() < 0.1 + 200.0 / groups,
+            "{run:#}"
+        );
+        assert!(
+            run["drops"].as_object().expect("reasons").is_empty(),
+            "{run:#}"
+        );
+        let (met, sent) = ("conditions_met_per_s", "interrupts_per_s");
+        assert_eq!(number(run, met), number(run, sent), "{run:#}");
+    }
+}
+
+#[test]
+fn what_the_closed_form_does_not_know_is_said() {
+    for (arguments, doubt) in [
+        (
+            "--pps 1M --coalesce 10000,1000",
+            "ring of 256 buffers runs dry",
+        ),
+        (
+            "--pps 10k --packets 1000 --coalesce 10000,32",
+            "only 31 interrupts to expect",
+        ),
+    ] {
+        let output = measure(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && errors.contains(doubt),
+            "{arguments}: {errors}"
+        );
+    }
+    let output = measure("--coalesce tx-usecs=3,tx-frames=3");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_guest_that_polls_for_long_is_interrupted_when_it_sleeps() {
+    // A CPU as fast as the packets: it polls for more than 2^16 of them before it sleeps.
+    let arguments = "--arrivals poisson --pps 1.4M --duration 500ms --coalesce 100000,4294967295 --cpu-cost packet=666ns,poll=100ns";
+    let output = measure(&format!("--json {arguments}"));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    for run in runs(&report) {
+        // It sleeps a tenth of a second now and then; for ever it must not.
+        assert!(number(run, "delivered_pps") > 400_000.0, "{run:#}");
+    }
+}
+
+#[test]
 fn with_random_arrivals_the_mean_is_what_arithmetic_says() {
     for arguments in [
         "--arrivals poisson",
@@ -131,7 +187,7 @@ fn two_runs_print_the_same_bytes() {
     for form in ["", "--json "] {
         let [first, second] = [(); 2].map(|()| measure(&format!("{form}{arguments}")));
         let errors = String::from_utf8_lossy(&first.stderr);
-        assert!(first.status.success() && errors.is_empty(), "{errors}");
+        assert!(first.status.success(), "{errors}");
         assert!(!first.stdout.is_empty() && first.stdout == second.stdout);
     }
     let other = measure("--arrivals poisson --pps 100k,line --duration 20ms --seed 4");

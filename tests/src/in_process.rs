@@ -222,8 +222,8 @@ impl Transport for InProcess {
     }
 
     fn enable_queue(&mut self, index: u16, enable: bool) -> Result<(), TransportError> {
-        let device = &mut self.world.card.borrow_mut().nic.device;
-        device.enable(usize::from(index), enable);
+        let nic = &mut self.world.card.borrow_mut().nic;
+        nic.enable(usize::from(index), enable);
         Ok(())
     }
 

@@ -32,11 +32,9 @@ struct Options {
 enum Command {
     /// Measure how often a NIC interrupts its guest, and compare it with what it should be
     ///
-    /// A generator on the wire offers UDP datagrams, the card moderates its interrupts (VIRTIO's notification
-    /// coalescing), a guest with Linux's NAPI takes them up to a socket. In virtual time, the default, it is exact
-    /// and the same on every machine; with --clock real a NIC with its threads and a guest run on this machine,
-    /// over a vhost-user socket.
-    #[command(verbatim_doc_comment)]
+    /// A generator on the wire offers UDP datagrams, the card moderates its interrupts (VIRTIO's notification coalescing), a
+    /// guest with Linux's NAPI takes them up to a socket. In virtual time, the default, it is exact and the same on every
+    /// machine; with --clock real a NIC with its threads and a guest run on this machine, over a vhost-user socket.
     Measure(Measure),
     /// Be a small host on a vhost-user-net backend, anybody's
     Talk(talk::Talk),
@@ -111,7 +109,7 @@ struct Measure {
     ///
     /// irq is for each hard interrupt, poll for each round of NAPI, packet for each packet from the ring to the socket.
     /// default is irq=4us,poll=1us,packet=2750ns: 360,000 packets a second, beyond that the NIC's FIFO overflows.
-    #[arg(long, value_name = "SPEC", default_value = "none", value_parser = cpu_cost, verbatim_doc_comment)]
+    #[arg(long, value_name = "SPEC", default_value = "none", value_parser = cpu_cost)]
     cpu_cost: CpuCost,
     /// In real time, have the NIC spin instead of sleeping: its timers are more exact, it takes a core
     #[arg(long)]
@@ -161,7 +159,7 @@ fn amount(text: &str) -> Result<u64, String> {
 }
 
 fn moderation(text: &str) -> Result<CoalesceSpec, String> {
-    let pair = text.split_once([',', '/']);
+    let pair = text.split_once(',');
     let numbers =
         pair.and_then(|(usecs, frames)| Some((usecs.parse().ok()?, frames.parse().ok()?)));
     if let Some((usecs, frames)) = numbers {
@@ -169,8 +167,13 @@ fn moderation(text: &str) -> Result<CoalesceSpec, String> {
         (spec.rx.usecs, spec.rx.frames) = (usecs, frames);
         return Ok(spec);
     }
-    text.parse()
-        .map_err(|error: nic_backend::coalesce::BadCoalesce| format!("{error}; or USECS,FRAMES"))
+    let spec: CoalesceSpec = text
+        .parse()
+        .map_err(|error: nic_backend::coalesce::BadCoalesce| format!("{error}; or USECS,FRAMES"))?;
+    if text.contains("tx-") {
+        return Err("the guest only receives here: give rx-usecs and rx-frames".into());
+    }
+    Ok(spec)
 }
 
 fn cpu_cost(text: &str) -> Result<CpuCost, String> {
@@ -303,6 +306,14 @@ fn measure(options: &Measure) -> anyhow::Result<()> {
             let done = (index as f64 + done.min(1.0)) / experiments.len() as f64;
             bar.set_position((done * 1000.0) as u64);
         };
+        for doubt in experiment.doubts() {
+            bar.suspend(|| {
+                eprintln!(
+                    "nic-guest: {} pps, {}: {doubt}",
+                    experiment.pps, experiment.coalesce
+                );
+            });
+        }
         let outcome = match options.clock {
             ClockKind::Virtual => measure::in_virtual_time(experiment, progress),
             ClockKind::Real => measure::in_real_time(experiment, progress),

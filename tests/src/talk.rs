@@ -13,7 +13,6 @@ use clap::{Args, Subcommand};
 use nic_backend::clock::Clock;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{Errno, Fd, Kernel, KernelConfig, Machine, Protocol, Received, SockType};
-use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use nic_guest::virtio_net::VirtnetInfo;
 
@@ -174,7 +173,7 @@ impl Host {
             }
             let until = self.kernel.next_timer().map_or(end, |timer| timer.min(end));
             let left = Duration::from_nanos(until.saturating_sub(now));
-            self.kernel.dev.transport.wait(left);
+            self.kernel.wait(left)?;
         }
     }
 

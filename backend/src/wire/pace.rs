@@ -12,6 +12,7 @@ use std::num::NonZeroU64;
 use nic_model::time::Nanos;
 use rand_distr::{Distribution, Exp1};
 use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::SeedableRng;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -69,7 +70,7 @@ impl Pace {
                 least,
                 mean: mean - least,
                 rest: 0.0,
-                random: Pcg64Mcg::new(u128::from(seed)),
+                random: Pcg64Mcg::seed_from_u64(seed),
             },
         };
         pace.advance();
@@ -167,7 +168,10 @@ mod tests {
             let mut pace = Pace::random(NonZeroU64::MIN, 0, seed, Nanos(5));
             (0..100).map(|_| pace.advance().0).collect::<Vec<_>>()
         };
-        assert_eq!(instants(1), instants(1));
-        assert_ne!(instants(1), instants(2));
+        let all: Vec<_> = (0..16).map(instants).collect();
+        for (seed, one) in all.iter().enumerate() {
+            assert_eq!(*one, instants(seed as u64));
+            assert!(all[..seed].iter().all(|other| other != one), "{seed}");
+        }
     }
 }

@@ -144,6 +144,92 @@ fn the_last_setter_wins_and_queues_answer_for_themselves() {
 }
 
 #[test]
+fn a_queue_that_is_disabled_is_refused_and_forgets_what_was_its_own() {
+    let mut bench = Bench::new(COALESCING);
+    set(&mut bench, RX_SET, 4, LONG);
+    assert_eq!(vq_set(&mut bench, 0, 3, LONG), OK);
+    assert_eq!(receive(&mut bench, 2), 0);
+    bench.nic.enable(RX, true);
+    assert_eq!(vq_get(&mut bench, 0), Some((3, LONG)), "it was enabled");
+    bench.nic.enable(RX, false);
+    assert_eq!(vq_set(&mut bench, 0, 9, 9), ERROR);
+    assert_eq!(vq_get(&mut bench, 0), None);
+    bench.nic.enable(RX, true);
+    assert_eq!(vq_get(&mut bench, 0), Some((4, LONG)));
+    assert_eq!(receive(&mut bench, 3), 0, "what waited was forgotten");
+    assert_eq!(receive(&mut bench, 1), 1);
+}
+
+#[test]
+fn a_ring_that_runs_and_is_moved_keeps_its_moderation() {
+    let mut bench = Bench::new(COALESCING);
+    assert_eq!(vq_set(&mut bench, 0, 3, 30), OK);
+    bench.set_up(RX);
+    assert_eq!(vq_get(&mut bench, 0), Some((3, 30)));
+}
+
+#[test]
+fn a_driver_that_cannot_moderate_does_not_inherit_it() {
+    let mut bench = Bench::new(COALESCING);
+    set(&mut bench, RX_SET, 1_000, LONG);
+    assert_eq!(receive(&mut bench, 2), 0);
+    for queue in [RX, TX, CONTROL] {
+        bench.nic.tear_down(queue);
+    }
+    bench.nic.set_features(BASE).unwrap();
+    for queue in [RX, TX, CONTROL] {
+        bench.set_up(queue);
+    }
+    bench.lines[RX].take();
+    assert_eq!(receive(&mut bench, 2), 2);
+}
+
+#[test]
+fn any_number_of_packets_may_pass_between_two_interrupts() {
+    for features in [COALESCING, COALESCING | Features::EVENT_IDX] {
+        // Round the indices once and some more, and exactly once.
+        for frames in [65_535, 65_536, 65_540, 65_536 + 255, 131_072] {
+            let mut bench = Bench::new(features);
+            set(&mut bench, RX_SET, frames, LONG);
+            if features.contains(Features::EVENT_IDX) {
+                // It has taken all but the last ring's worth, and sleeps.
+                bench.drivers[RX].set_used_event((frames - 1) as u16);
+            }
+            let mut left = frames;
+            while left > 0 {
+                let burst = left.min(64);
+                for _ in 0..burst {
+                    bench.post(RX, &[writable(BUFFERS, 100)]);
+                }
+                assert_eq!(bench.lines[RX].take(), 0, "{left} of {frames} are missing");
+                bench.arrive(&vec![broadcast(60, 1); burst as usize]);
+                bench.used(RX);
+                left -= burst;
+            }
+            assert_eq!(bench.lines[RX].take(), 1, "{frames} {features}");
+        }
+    }
+}
+
+#[test]
+fn queues_beyond_those_in_use_are_none() {
+    let config = PortConfig {
+        queue_pairs: 2,
+        ..PortConfig::default()
+    };
+    let mut nic = Nic::new(&config, Features::all());
+    nic.set_features(COALESCING).unwrap();
+    // Without MQ the third virtqueue is for control, and what follows has no name.
+    let halves: Vec<_> = (0..8)
+        .map(|index| nic.device.half(index).is_some())
+        .collect();
+    assert_eq!(halves[..3], [true, true, false]);
+    assert!(!halves[4..].contains(&true));
+    let status = nic.status();
+    assert!(status.moderation[4].is_none());
+}
+
+#[test]
 fn a_reset_restores_what_the_card_came_with() {
     let came = Coalesce {
         usecs: 7,

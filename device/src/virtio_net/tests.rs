@@ -213,7 +213,7 @@ fn assert_stopped(bench: &mut Bench, index: usize, fault: Fault) {
         bench.arrive(&[broadcast(60, 1)]);
         bench.nic.busy();
         assert!(!bench.nic.device.want_kicks(index, true));
-        bench.nic.device.enable(index, true);
+        bench.nic.enable(index, true);
     }
     // The other queues' flags change.
     let others = [RX, TX, CONTROL]
@@ -466,8 +466,8 @@ fn a_short_packet_is_padded_with_zeros_and_nothing_else() {
 #[test]
 fn a_disabled_queue_receives_nothing_and_discards_what_is_sent() {
     let mut bench = Bench::new(BASE);
-    bench.nic.device.enable(RX, false);
-    bench.nic.device.enable(TX, false);
+    bench.nic.enable(RX, false);
+    bench.nic.enable(TX, false);
     bench.post(RX, &[writable(BUFFERS, 2000)]);
     let head = bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     bench.arrive(&[broadcast(60, 1)]);
@@ -475,8 +475,8 @@ fn a_disabled_queue_receives_nothing_and_discards_what_is_sent() {
     assert!(bench.sent.is_empty());
     assert_eq!(bench.dropped(Drop::RxQueueDisabled), 1);
     assert_eq!(bench.dropped(Drop::TxQueueDisabled), 1);
-    bench.nic.device.enable(RX, true);
-    bench.nic.device.enable(TX, true);
+    bench.nic.enable(RX, true);
+    bench.nic.enable(TX, true);
     bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     bench.arrive(&[broadcast(60, 1)]);
     assert_eq!((bench.used(RX).len(), bench.sent.len()), (1, 1));

@@ -62,8 +62,15 @@ impl Load {
             // A distance that is a whole part of the time must not fall out by a rounding error.
             return (1.0 + (wait / distance * (1.0 + 1e-12)).floor()).min(most);
         }
-        let mut packets = 1.0;
-        for n in 1..coalesce.frames {
+        // The first of many surely come in time: all but those of the last few deviations.
+        let (per_root, all) = (12.0 * mean, 4.0 * distance * wait);
+        let root = ((per_root * per_root + all).sqrt() - per_root) / (2.0 * distance);
+        let surely = match (root * root).floor() {
+            few if few < 1000.0 => 0.0,
+            many => many.min(most - 1.0),
+        };
+        let mut packets = 1.0 + surely;
+        for n in surely as u32 + 1..coalesce.frames {
             let left = wait - f64::from(n) * self.occupies;
             if left <= 0.0 {
                 break;
@@ -170,6 +177,23 @@ mod tests {
         let load = load(100_000.0, 0.0, Arrivals::Poisson);
         let exact = 1.0 / (64e-6 + 1e-5);
         assert!((rate(&load, 64, u32::MAX) / exact - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_long_wait_is_summed_in_no_time() {
+        let load = load(1_000_000.0, OCCUPIES, Arrivals::Poisson);
+        for (usecs, frames) in [
+            (10_000, u32::MAX),
+            (100_000, 200_000),
+            (u32::MAX / 2, u32::MAX),
+        ] {
+            let packets = load.packets_per_condition(Coalesce { usecs, frames }, Duration::ZERO);
+            // A renewal process: the mean over a long time, less half a packet and half the variance of a gap.
+            let ratio = 1.0 - OCCUPIES * load.pps;
+            let mean = 1.0 + f64::from(usecs) + (ratio * ratio - 1.0) / 2.0;
+            let exact = mean.min(f64::from(frames));
+            assert!((packets / exact - 1.0).abs() < 1e-6, "{packets} {exact}");
+        }
     }
 
     #[test]

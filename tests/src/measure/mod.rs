@@ -14,6 +14,7 @@ use nic_device::nic::NicStatus;
 use nic_guest::net::stats::KernelStats;
 use nic_guest::net::{CpuCost, DEVICE_FEATURES};
 use nic_guest::virtio_net::ProbeOptions;
+use nic_guest::virtio_net::rx::GOOD_PACKET_LEN;
 use nic_model::filter::MacAddress;
 use nic_model::moderation::ModerationCounters;
 use nic_model::phy::{LINE_OVERHEAD, Speed};
@@ -111,6 +112,29 @@ impl Experiment {
     #[must_use]
     pub fn expected(&self) -> f64 {
         self.load().conditions_per_second(self.coalesce.rx)
+    }
+
+    /// Why the closed form may not hold for this experiment, in words for whoever asked for it.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let load = self.load();
+        let group = load.packets_per_condition(self.coalesce.rx, Duration::ZERO);
+        let ring = f64::from(probe_options().queue_size);
+        let buffers = (self.frame_size as f64 / GOOD_PACKET_LEN as f64).ceil();
+        let mut doubts = Vec::new();
+        if group * buffers > ring {
+            doubts.push(format!(
+                "the guest's ring of {ring} buffers runs dry before {group:.0} packets are there: fewer interrupts than expected"
+            ));
+        }
+        let groups = load.through() * self.duration.as_secs_f64() / group;
+        if groups < 200.0 {
+            doubts.push(format!(
+                "only {groups:.0} interrupts to expect: the last one, cut off, is an error of up to {:.1} %; give more --packets",
+                100.0 / groups.max(1.0)
+            ));
+        }
+        doubts
     }
 
     /// The wire that makes the load.

@@ -8,7 +8,6 @@ use nic_backend::server::{NicConfig, NicServer};
 use nic_device::features::Features;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{Kernel, KernelConfig, Machine};
-use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::VirtnetInfo;
 use nic_model::port::PortConfig;
@@ -16,7 +15,7 @@ use nic_model::port::PortConfig;
 use super::observer::Observer;
 use super::{Experiment, GUEST_MEMORY, MAC, Outcome, Sample, probe_options};
 
-/// The longest sleep, so that progress can be shown.
+/// How often progress is shown.
 const NAP: Duration = Duration::from_millis(100);
 
 /// The computer that this process runs on, with the NIC's clock.
@@ -70,17 +69,21 @@ pub fn in_real_time(
     let begin = clock.now();
     let end = begin + experiment.duration;
     server.set_link(true)?;
+    let mut next_report = begin;
     loop {
         let now = clock.now();
         if now >= end {
             break;
         }
+        if now >= next_report {
+            progress(now.since(begin).as_secs_f64() / experiment.duration.as_secs_f64());
+            next_report = now + NAP;
+        }
         if kernel.step()? {
             observer.read(&mut kernel)?;
-            continue;
+        } else {
+            kernel.wait(end.min(next_report).since(now))?;
         }
-        progress(now.since(begin).as_secs_f64() / experiment.duration.as_secs_f64());
-        kernel.dev.transport.wait(end.since(now).min(NAP));
     }
     let elapsed = clock.now().since(begin);
     let after = Sample::new(&server.status()?.nic, &kernel.stats());

@@ -10,7 +10,6 @@ use nic_device::nic::{Nic, NicStatus};
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::stats::KernelStats;
 use nic_guest::net::{Kernel, KernelConfig};
-use nic_guest::transport::Transport;
 use nic_guest::virtio_net::VirtnetInfo;
 use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
@@ -96,7 +95,7 @@ impl Testbed {
                 self.observer.read(&mut self.kernel)?;
             }
             let left = end.since(self.now());
-            self.kernel.dev.transport.wait(left);
+            self.kernel.wait(left)?;
         }
         Ok(())
     }

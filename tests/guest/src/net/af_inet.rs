@@ -6,7 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::route::{RtType, Rtable};
-use super::sock::{PortTable, Proto, Sock, SockTable, sock_buf};
+use super::sock::{PortTable, Proto, SOCK_MIN_RCVBUF, SOCK_MIN_SNDBUF, Sock, SockTable, sock_buf};
 use super::udp::{UDPHDR_LEN, source_port};
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
@@ -201,7 +201,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// # Errors
     /// EBADF.
     pub fn set_rcvbuf(&mut self, fd: Fd, value: usize) -> Result<(), Errno> {
-        self.sock_mut(fd)?.sk_rcvbuf = sock_buf(value);
+        self.sock_mut(fd)?.sk_rcvbuf = sock_buf(value, SOCK_MIN_RCVBUF);
         Ok(())
     }
 
@@ -210,7 +210,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// # Errors
     /// EBADF.
     pub fn set_sndbuf(&mut self, fd: Fd, value: usize) -> Result<(), Errno> {
-        self.sock_mut(fd)?.sk_sndbuf = sock_buf(value);
+        self.sock_mut(fd)?.sk_sndbuf = sock_buf(value, SOCK_MIN_SNDBUF);
         Ok(())
     }
 

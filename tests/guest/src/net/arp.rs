@@ -110,7 +110,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         // Nobody is learnt of who was not asked for.
         if let Some(at) = self.arp_tbl.lookup(arp.sip) {
-            let gratuitous = arp.tip == arp.sip;
+            let gratuitous = self.arp_is_garp(arp);
             let answer = arp.op == ARPOP_REPLY && pkt_type == PktType::Host;
             let state = if answer {
                 NudState::Reachable
@@ -120,6 +120,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.neigh_update(at, arp.sha, state, gratuitous);
         }
         true
+    }
+
+    /// Whether a host tells of itself unasked; it knows best.
+    fn arp_is_garp(&self, arp: &Arp) -> bool {
+        arp.tip == arp.sip
+            && (arp.op != ARPOP_REPLY || arp.tha == arp.sha)
+            && self.fib.is_unicast(arp.sip)
     }
 
     fn arp_reply(&mut self, request: &Arp) {

@@ -31,6 +31,26 @@ const MAX_ERROR_LEN: usize = 576;
 const IPTOS_TOS_MASK: u8 = 0x1e;
 const IPTOS_PREC_INTERNETCONTROL: u8 = 0xc0;
 
+/// What an unreachable destination means by its code, and whether for good (`icmp_err_convert`).
+const ICMP_ERR_CONVERT: [(Errno, bool); 16] = [
+    (Errno::ENETUNREACH, false),  // ICMP_NET_UNREACH
+    (Errno::EHOSTUNREACH, false), // ICMP_HOST_UNREACH
+    (Errno::ENOPROTOOPT, true),   // ICMP_PROT_UNREACH
+    (Errno::ECONNREFUSED, true),  // ICMP_PORT_UNREACH
+    (Errno::EMSGSIZE, false),     // ICMP_FRAG_NEEDED; path MTUs are not kept
+    (Errno::EOPNOTSUPP, false),   // ICMP_SR_FAILED
+    (Errno::ENETUNREACH, true),   // ICMP_NET_UNKNOWN
+    (Errno::EHOSTDOWN, true),     // ICMP_HOST_UNKNOWN
+    (Errno::ENONET, true),        // ICMP_HOST_ISOLATED
+    (Errno::ENETUNREACH, true),   // ICMP_NET_ANO
+    (Errno::EHOSTUNREACH, true),  // ICMP_HOST_ANO
+    (Errno::ENETUNREACH, false),  // ICMP_NET_UNR_TOS
+    (Errno::EHOSTUNREACH, false), // ICMP_HOST_UNR_TOS
+    (Errno::EHOSTUNREACH, true),  // ICMP_PKT_FILTERED
+    (Errno::EHOSTUNREACH, true),  // ICMP_PREC_VIOLATION
+    (Errno::EHOSTUNREACH, true),  // ICMP_PREC_CUTOFF
+];
+
 /// Writes the checksum of a message (`icmp_push_reply`).
 pub(super) fn icmp_checksum(message: &mut [u8]) {
     message[2..4].fill(0);
@@ -107,11 +127,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// A packet of ours was not delivered: its socket is told, if it is connected.
     fn icmp_unreach(&mut self, skb: &SkBuff, code: u8) {
-        // Only the codes that mean "never" (`icmp_err_convert`).
-        let error = match code {
-            ICMP_PROT_UNREACH => Errno::ENOPROTOOPT,
-            ICMP_PORT_UNREACH => Errno::ECONNREFUSED,
-            _ => return,
+        // What may pass is not worth telling, nor is a code that nobody knows.
+        let Some(&(error, true)) = ICMP_ERR_CONVERT.get(usize::from(code)) else {
+            return;
         };
         let quoted = skb.data().get(ICMPHDR_LEN..).and_then(inner_header);
         if let Some((iph, rest)) = quoted

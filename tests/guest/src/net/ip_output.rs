@@ -12,11 +12,10 @@ use super::skbuff::Skb;
 use super::stats::TxDrop;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
+use crate::virtio_net::rx::ETH_DATA_LEN;
 
 /// `ip_default_ttl`.
 const IPDEFTTL: u8 = 64;
-/// MTU of a device that does not say (`ETH_DATA_LEN`).
-const ETH_DATA_LEN: u16 = 1500;
 
 /// What a transport says of a packet (`struct ipcm_cookie`, `struct flowi4`).
 #[derive(Debug, Clone, Copy)]

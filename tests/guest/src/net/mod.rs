@@ -4,7 +4,7 @@
 //! stack. Nothing runs by itself: [`Kernel::step`] does what is pending, socket calls do what a
 //! process would have the kernel do, and the [`Machine`] says what time it is and is told what work
 //! costs. So the same kernel runs in real time behind a vhost-user socket and in virtual time
-//! beside a modelled NIC. Functions have the names and the nesting of their Linux namesakes.
+//! beside a modelled NIC. Functions have the names of their Linux namesakes.
 //!
 //! ```text
 //! interrupt -> vring_interrupt -> skb_recv_done -> napi_schedule        softirq, virtio_net::napi
@@ -61,6 +61,7 @@
 //!
 //! # Limits
 //!
+//! Where Linux has a chain of small functions for one thing, one of them may stand here for all.
 //! IPv4 over one Ethernet device; no forwarding, fragments, VLAN, GRO or GSO, TCP, loopback,
 //! multicast or byte queue limits. Neighbours do not age. There is no scheduler: who waits for a
 //! socket looks again after each step.
@@ -102,7 +103,7 @@ use self::sock::{PortTable, SockTable};
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
 use crate::ring::RingFault;
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportError};
 use crate::virtio_net::{VirtnetInfo, features};
 
 /// The computer that the kernel runs on: what time it is and what work costs.
@@ -167,7 +168,9 @@ pub struct KernelConfig {
     pub netdev_budget: usize,
     /// Microseconds of one `net_rx_action`, in whole jiffies of 4 ms: 2.
     pub netdev_budget_usecs: u64,
-    /// Packets of one poll, and of one run of a queueing discipline.
+    /// Packets of one poll, at least 1 (`NAPI_POLL_WEIGHT`).
+    pub napi_weight: usize,
+    /// Packets of one run of a queueing discipline, at least 1 (`net.core.dev_weight`).
     pub dev_weight: usize,
     /// Packets that a poll gathers before they go up together.
     pub gro_normal_batch: usize,
@@ -191,6 +194,7 @@ impl Default for KernelConfig {
             cpus: 1,
             netdev_budget: 300,
             netdev_budget_usecs: 8000,
+            napi_weight: 64,
             dev_weight: 64,
             gro_normal_batch: 8,
             rmem_default: 212_992,
@@ -259,7 +263,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             },
             softnet: (0..cpus).map(|_| SoftnetData::default()).collect(),
             cpu: 0,
-            napi: (0..2 * pairs).map(|vq| NapiStruct::new(vq, cpus)).collect(),
+            napi: (0..2 * pairs)
+                .map(|vq| NapiStruct::new(vq, cpus, config.napi_weight))
+                .collect(),
             txq: (0..pairs)
                 .map(|pair| NetdevQueue::new(&dev.sq[pair], config.tx_queue_len))
                 .collect(),
@@ -286,8 +292,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Does all that is pending at this instant: hard interrupts, the soft interrupts that follow
     /// them, one run of ksoftirqd. Whether there was anything: `false` means that the CPU is idle
-    /// until an interrupt comes or [`Self::next_timer`] is due. Who waits for an interrupt does so
-    /// with the transport ([`Transport::wait`] of `dev.transport`): `dev.wait` would take it.
+    /// until an interrupt comes or [`Self::next_timer`] is due: [`Self::wait`].
     ///
     /// # Errors
     /// A ring is broken; its queue is dead, all others go on.
@@ -305,6 +310,22 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         self.cpu = 0;
         self.fault.take().map_or(Ok(any), Err)
+    }
+
+    /// The CPU sleeps until an interrupt comes, at most `timeout`. A change of config space is read
+    /// meanwhile (`virtnet_config_changed_work`), so that nothing but interrupts is left to wake it.
+    ///
+    /// # Errors
+    /// The device has gone, or its config space cannot be read any more.
+    pub fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        let dev = &mut self.dev;
+        if !dev.transport.wait(timeout) {
+            return Ok(());
+        }
+        if dev.transport.is_gone() {
+            return Err(TransportError::gone("waiting", "it closed the connection"));
+        }
+        dev.take_other_events()
     }
 
     /// When a timer is due next, in the machine's time: neighbours that do not answer are asked again.

@@ -21,6 +21,8 @@ const NAPI_STATE_MISSED: u8 = 1 << 1;
 #[derive(Debug)]
 pub(crate) struct NapiStruct {
     state: u8,
+    /// Packets of one poll.
+    weight: usize,
     /// The CPU whose interrupt this is.
     pub cpu: usize,
     /// Packets that go up the stack together.
@@ -30,9 +32,11 @@ pub(crate) struct NapiStruct {
 
 impl NapiStruct {
     /// Of virtqueue `vq`; pairs are dealt out to `cpus` in turn.
-    pub fn new(vq: usize, cpus: usize) -> Self {
+    pub fn new(vq: usize, cpus: usize, weight: usize) -> Self {
         Self {
             state: 0,
+            // With none it would be polled for ever and never find a packet.
+            weight: weight.max(1),
             cpu: vq / 2 % cpus,
             rx_list: Vec::new(),
             stats: QueueStats::default(),
@@ -159,8 +163,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Calls the poll function; how many packets it took, and whether it is to be called again.
     fn __napi_poll(&mut self, vq: usize) -> (usize, bool) {
-        let weight = self.config.dev_weight;
-        self.napi[vq].stats.polls += 1;
+        let napi = &mut self.napi[vq];
+        let weight = napi.weight;
+        napi.stats.polls += 1;
         let work = if vq.is_multiple_of(2) {
             self.spend(self.costs.poll);
             self.virtnet_poll(vq, weight)
@@ -182,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_instance_is_scheduled_once_and_remembers_what_it_missed() {
-        let mut napi = NapiStruct::new(0, 1);
+        let mut napi = NapiStruct::new(0, 1, 64);
         assert!(napi.napi_schedule_prep());
         assert_eq!(napi.state, NAPI_STATE_SCHED);
         assert!(!napi.napi_schedule_prep());
@@ -190,8 +195,13 @@ mod tests {
     }
 
     #[test]
+    fn each_poll_may_take_something() {
+        assert_eq!(NapiStruct::new(0, 1, 0).weight, 1);
+    }
+
+    #[test]
     fn pairs_are_dealt_out_to_cpus() {
-        let cpus: Vec<_> = (0..8).map(|vq| NapiStruct::new(vq, 3).cpu).collect();
+        let cpus: Vec<_> = (0..8).map(|vq| NapiStruct::new(vq, 3, 64).cpu).collect();
         assert_eq!(cpus, [0, 0, 1, 1, 2, 2, 0, 0]);
     }
 

@@ -48,15 +48,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Ok(data.len())
     }
 
-    /// An echo reply, to the socket that asked.
+    /// An echo reply, to the socket that asked, whoever answers.
     pub(super) fn ping_rcv(&mut self, skb: Skb) {
         // The caller has seen the whole header.
         let ident = skb
             .data()
             .first_chunk::<ICMPHDR_LEN>()
             .map_or(0, |hdr| u16::from_be_bytes([hdr[4], hdr[5]]));
-        let (from, to) = ((skb.ip.saddr, 0), (skb.ip.daddr, ident));
-        match self.ping_table.lookup(from, to) {
+        match self.ping_table.lookup_local((skb.ip.daddr, ident)) {
             Some(at) => self.sock_queue_rcv_skb(at, skb, RxDrop::PingRcvbufErrors),
             None => self.drop_rx(skb, RxDrop::PingNoSocket),
         }

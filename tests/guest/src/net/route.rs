@@ -35,8 +35,9 @@ pub(super) struct Rtable {
 pub(super) struct Fib {
     local: u32,
     mask: u32,
-    /// Last and first address of the network; the limited broadcast address where it has none.
-    broadcast: [u32; 2],
+    /// Last address of the network; the limited broadcast address where it has none. (The first one
+    /// is a host's like any other since Linux 5.14.)
+    broadcast: u32,
     gateway: Option<u32>,
 }
 
@@ -49,9 +50,9 @@ impl Fib {
         );
         // Networks of one or two hosts need all their addresses.
         let broadcast = if host_bits > 1 {
-            [local | !mask, local & mask]
+            local | !mask
         } else {
-            [u32::MAX; 2]
+            u32::MAX
         };
         Self {
             local,
@@ -72,10 +73,17 @@ impl Fib {
         addr == self.local
     }
 
-    /// The limited broadcast, or the network's own two.
+    /// The limited broadcast, or the network's own.
     #[inline]
     pub fn is_broadcast(&self, addr: u32) -> bool {
-        addr == u32::MAX || self.broadcast.contains(&addr)
+        addr == u32::MAX || addr == self.broadcast
+    }
+
+    /// Whether it may be another host's address (`inet_addr_type`: `RTN_UNICAST`).
+    pub fn is_unicast(&self, addr: u32) -> bool {
+        !matches!(addr >> 24, 0 | 127 | 224..=239)
+            && !self.is_local(addr)
+            && !self.is_broadcast(addr)
     }
 
     /// The route to `daddr` (`fib_table_lookup`).
@@ -176,7 +184,8 @@ mod tests {
             ("10.77.0.2", "10.77.0.1", Ok(RtType::Local)),
             ("10.77.0.2", "192.0.2.1", Ok(RtType::Local)),
             ("10.77.0.255", "10.77.0.1", Ok(RtType::Broadcast)),
-            ("10.77.0.0", "10.77.0.1", Ok(RtType::Broadcast)),
+            ("10.77.0.0", "10.77.0.1", Err(RxDrop::IpInAddrErrors)),
+            ("10.77.0.2", "10.77.0.0", Ok(RtType::Local)),
             ("255.255.255.255", "0.0.0.0", Ok(RtType::Broadcast)),
             ("10.77.0.2", "0.0.0.0", Err(RxDrop::IpInMartianSource)),
             ("10.77.0.2", "10.77.0.2", Err(RxDrop::IpInMartianSource)),
@@ -213,6 +222,8 @@ mod tests {
         for nowhere in ["10.77.0.2", "127.0.0.1", "224.0.0.1", "0.0.0.0"] {
             assert_eq!(via(&routed, nowhere), None, "{nowhere}");
         }
+        let first = routed.output(addr("10.77.0.0")).unwrap();
+        assert_eq!(first.rt_type, RtType::Unicast);
         let broadcast = routed.output(addr("10.77.0.255")).unwrap();
         assert_eq!(broadcast.rt_type, RtType::Broadcast);
     }

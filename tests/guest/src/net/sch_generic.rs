@@ -2,7 +2,7 @@
 //! `net_tx_action` of `net/core/dev.c`).
 //!
 //! In: frames to send. Out: the same frames to the driver, in order. While the driver has stopped
-//! its queue because its ring is full they wait here, in one bounded FIFO a queue (as `bfifo` does
+//! its queue because its ring is full they wait here, in one bounded FIFO a queue (as `pfifo` does
 //! under `mq`); when completions wake the queue, the transmit soft interrupt sends them. Dropped and
 //! counted: what comes while the FIFO is full.
 
@@ -74,7 +74,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Sends what waits, until the driver has enough or others should have their turn.
     fn __qdisc_run(&mut self, queue: usize) {
-        for quota in (0..self.config.dev_weight).rev() {
+        for quota in (0..self.config.dev_weight.max(1)).rev() {
             let txq = &mut self.txq[queue];
             if txq.stopped {
                 return;

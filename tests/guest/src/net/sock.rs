@@ -11,8 +11,9 @@ use super::stats::RxDrop;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
 
-/// `SOCK_MIN_RCVBUF`.
-const SOCK_MIN_RCVBUF: usize = 2304;
+/// Least `SO_RCVBUF` and `SO_SNDBUF`, doubled.
+pub(super) const SOCK_MIN_RCVBUF: usize = 2304;
+pub(super) const SOCK_MIN_SNDBUF: usize = 4608;
 /// `net.ipv4.ip_local_port_range`.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 const PORT_HASH_SIZE: usize = 256;
@@ -145,11 +146,16 @@ impl HashEntry {
         16 * own + 4 * u8::from(self.daddr != 0) + 4 * u8::from(self.dport != 0)
     }
 
+    /// Whether it is at that local address.
+    #[inline]
+    fn is_at(&self, daddr: u32, num: u16) -> bool {
+        self.num == num && (self.rcv_saddr == daddr || self.rcv_saddr == 0)
+    }
+
     /// Whether it takes a packet.
     #[inline]
     fn takes(&self, (saddr, sport): (u32, u16), (daddr, num): (u32, u16)) -> bool {
-        self.num == num
-            && (self.rcv_saddr == daddr || self.rcv_saddr == 0)
+        self.is_at(daddr, num)
             && (self.daddr == saddr || self.daddr == 0)
             && (self.dport == sport || self.dport == 0)
     }
@@ -158,7 +164,7 @@ impl HashEntry {
 /// Sockets by local port (`struct udp_table`).
 #[derive(Debug)]
 pub(super) struct PortTable {
-    /// In each slot those with the highest score come first.
+    /// In each slot those with the highest score come first, and of equals the newest.
     slots: Vec<Vec<HashEntry>>,
     /// Where to look for a free port first.
     next_port: u16,
@@ -203,10 +209,19 @@ impl PortTable {
         None
     }
 
+    /// The socket at a local address, whoever it is connected to (`ping_lookup`).
+    pub fn lookup_local(&self, (daddr, num): (u32, u16)) -> Option<usize> {
+        self.slot(num)
+            .iter()
+            .find(|entry| entry.is_at(daddr, num))
+            .map(|entry| entry.at as usize)
+    }
+
     fn hash(&mut self, at: usize, sk: &Sock) {
         let entry = HashEntry::new(at, sk);
         let slot = &mut self.slots[usize::from(sk.inet_num) % PORT_HASH_SIZE];
-        let behind = slot.partition_point(|other| other.score() >= entry.score());
+        // Among equals the newest is first (`hlist_add_head_rcu`).
+        let behind = slot.partition_point(|other| other.score() > entry.score());
         slot.insert(behind, entry);
     }
 
@@ -263,8 +278,8 @@ impl PortTable {
 }
 
 /// What `SO_RCVBUF` and `SO_SNDBUF` make of a value: twice as much, because overhead counts too.
-pub(super) fn sock_buf(value: usize) -> usize {
-    value.saturating_mul(2).max(SOCK_MIN_RCVBUF)
+pub(super) fn sock_buf(value: usize, least: usize) -> usize {
+    value.saturating_mul(2).max(least)
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
@@ -346,6 +361,35 @@ mod tests {
             let first = table.next_match(0, (saddr, sport), (daddr, port));
             assert_eq!(first.is_some(), want.is_some());
         }
+    }
+
+    #[test]
+    fn of_equal_sockets_the_newest_wins() {
+        let (mut socks, mut table) = (SockTable::default(), PortTable::default());
+        let mut last = 0;
+        for _ in 0..3 {
+            last = add(&mut socks, &mut table, 0, (0, 0));
+        }
+        let (from, to) = ((PEER, 9), (OURS, 7000));
+        assert_eq!(table.lookup(from, to), Some(last));
+        assert_eq!(table.next_match(2, from, to), Some((0, 3)), "the oldest");
+    }
+
+    #[test]
+    fn a_local_address_is_enough_to_be_found_by() {
+        let (mut socks, mut table) = (SockTable::default(), PortTable::default());
+        let connected = add(&mut socks, &mut table, OURS, (PEER, 9));
+        assert_eq!(table.lookup((PEER, 0), (OURS, 7000)), None);
+        assert_eq!(table.lookup_local((OURS, 7000)), Some(connected));
+        assert_eq!(table.lookup_local((PEER, 7000)), None);
+        assert_eq!(table.lookup_local((OURS, 7001)), None);
+    }
+
+    #[test]
+    fn buffers_have_a_floor() {
+        assert_eq!(sock_buf(1, SOCK_MIN_SNDBUF), 4608);
+        assert_eq!(sock_buf(1, SOCK_MIN_RCVBUF), 2304);
+        assert_eq!(sock_buf(4000, SOCK_MIN_SNDBUF), 8000);
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub struct QueueStats {
 pub struct CpuStats {
     /// Packets that went through the stack.
     pub processed: u64,
-    /// Times that `net_rx_action` stopped with work left: budget or time was spent.
+    /// Times that `net_rx_action` stopped because budget or time was spent: mostly with work left, but
+    /// also when they ended exactly with the work.
     pub time_squeeze: u64,
     /// Runs of `net_rx_action`.
     pub net_rx_actions: u64,
@@ -110,6 +111,8 @@ pub enum RxDrop {
     UdpInCsumErrors,
     /// No socket at the port.
     UdpNoPorts,
+    /// A broadcast that no socket wants.
+    UdpIgnoredMulti,
     /// The socket's queue was full.
     UdpRcvbufErrors,
     /// A datagram that stands for several; they are not taken apart yet.
@@ -118,7 +121,7 @@ pub enum RxDrop {
 
 impl RxDrop {
     /// All reasons.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnhandledProto,
         Self::ArpInvalid,
         Self::IpOtherHost,
@@ -138,6 +141,7 @@ impl RxDrop {
         Self::UdpInErrors,
         Self::UdpInCsumErrors,
         Self::UdpNoPorts,
+        Self::UdpIgnoredMulti,
         Self::UdpRcvbufErrors,
         Self::UdpGso,
     ];
@@ -165,6 +169,7 @@ impl RxDrop {
             Self::UdpInErrors => "UdpInErrors",
             Self::UdpInCsumErrors => "UdpInCsumErrors",
             Self::UdpNoPorts => "UdpNoPorts",
+            Self::UdpIgnoredMulti => "UdpIgnoredMulti",
             Self::UdpRcvbufErrors => "UdpRcvbufErrors",
             Self::UdpGso => "UdpGso",
         }

@@ -88,7 +88,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         match previous {
             Some(at) => self.sock_queue_rcv_skb(at, skb, RxDrop::UdpRcvbufErrors),
             // Nobody is told: everybody would be.
-            None => self.drop_rx(skb, RxDrop::UdpNoPorts),
+            None => self.drop_rx(skb, RxDrop::UdpIgnoredMulti),
         }
     }
 

@@ -8,11 +8,12 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -210,6 +211,14 @@ impl Connection {
     #[must_use]
     pub fn stream(&self) -> &UnixStream {
         &self.stream
+    }
+
+    /// Whether the peer has closed the connection. Never blocks.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        // Hang-up is reported whether it was asked for or not.
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
     }
 
     /// Sends bytes as they are, with the descriptors on the first of them.

@@ -177,6 +177,11 @@ pub trait Transport {
     /// taken stays: the next wait ends at once.
     fn wait(&self, timeout: Duration) -> bool;
 
+    /// Whether the device has gone for good: nothing will come from it any more. Never blocks.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// Whether the device announced a change of config space since the last call. Never blocks.
     fn take_config_change(&mut self) -> bool {
         false

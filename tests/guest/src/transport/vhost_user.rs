@@ -6,6 +6,7 @@
 //! For the message orders of real VMMs, and for replies that may never come (the crate waits for
 //! ever), see [`super::front_end`].
 
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -115,6 +116,8 @@ impl VhostUser {
         let raw = Connection::new(stream.try_clone()?, options.timeout)?;
         let mut frontend = Frontend::from_stream(stream, MAX_VRINGS);
         let waiter = Waiter::new()?;
+        // Answers are waited for where they are asked for: what wakes a waiter is that the backend is gone.
+        waiter.watch(raw.stream().as_raw_fd())?;
         say("SET_OWNER", frontend.set_owner())?;
         let offered = say("GET_FEATURES", frontend.get_features())?;
         let mut protocol = VhostUserProtocolFeatures::empty();
@@ -432,6 +435,10 @@ impl Transport for VhostUser {
 
     fn wait(&self, timeout: Duration) -> bool {
         self.waiter.wait(timeout)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.raw.is_closed()
     }
 
     fn take_config_change(&mut self) -> bool {

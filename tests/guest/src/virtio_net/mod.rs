@@ -29,9 +29,9 @@ use config::VirtioNetConfig;
 use ctrl::{ControlQueue, CtrlError};
 use features as f;
 use header::VirtioNetHdr;
-use rx::{ReceiveQueue, RxFrame};
+use rx::{ETH_DATA_LEN, ReceiveQueue, RxFrame};
 use stats::{RxStats, TxStats};
-use tx::{SendQueue, TxLayout, XmitError};
+use tx::{LayoutError, SendQueue, TxLayout, XmitError};
 
 use crate::memory::MemoryError;
 use crate::ring::RingFault;
@@ -53,6 +53,9 @@ pub enum ProbeError {
     /// Guest memory is too small for the queues.
     #[error("probe: {0}")]
     Memory(#[from] MemoryError),
+    /// Frames cannot be laid out as asked.
+    #[error("probe: {0}")]
+    Layout(#[from] LayoutError),
     /// A first control command failed.
     #[error("probe: queue pairs: {0}")]
     Control(#[from] CtrlError),
@@ -179,6 +182,7 @@ impl<T: Transport> VirtnetInfo<T> {
     fn find_vqs(&mut self, pairs: u16, options: &ProbeOptions) -> Result<(), ProbeError> {
         let memory = self.transport.memory().clone();
         let (features, size) = (self.features, options.queue_size);
+        let mtu = self.config.mtu.unwrap_or(ETH_DATA_LEN);
         let ring = SplitQueueOptions {
             event_idx: features & f::EVENT_IDX != 0,
             indirect: if features & f::INDIRECT_DESC != 0 {
@@ -189,9 +193,10 @@ impl<T: Transport> VirtnetInfo<T> {
         };
         for pair in 0..pairs {
             let (rx, tx) = (2 * pair, 2 * pair + 1);
-            let rq = ReceiveQueue::new(&memory, rx, size, features, ring, options.rx_buf_len)?;
-            let mut sq = SendQueue::new(&memory, tx, size, features, ring, options.tx_buf_len)?;
-            sq.layout = options.tx_layout.clone();
+            let (rx_len, tx_len) = (options.rx_buf_len, options.tx_buf_len);
+            let rq = ReceiveQueue::new(&memory, rx, size, features, ring, mtu, rx_len)?;
+            let mut sq = SendQueue::new(&memory, tx, size, features, ring, mtu, tx_len)?;
+            sq.set_layout(options.tx_layout.clone())?;
             // Completions are taken when frames are sent; who wants interrupts asks for them.
             sq.vq.disable_cb();
             self.transport.setup_queue(&queue_config(rx, &rq.vq))?;
@@ -328,6 +333,25 @@ impl<T: Transport> VirtnetInfo<T> {
     pub fn wait(&mut self, timeout: Duration) -> u64 {
         self.transport.wait(timeout);
         self.config_changed |= self.transport.take_config_change();
+        self.take_control_events();
+        (0..self.rq.len() as u16)
+            .map(|pair| self.take_interrupts(pair))
+            .sum()
+    }
+
+    /// Takes what wakes a waiter and is no interrupt of a queue for packets; config space that changed
+    /// is read.
+    ///
+    /// # Errors
+    /// When the transport cannot.
+    pub(crate) fn take_other_events(&mut self) -> Result<(), TransportError> {
+        self.take_control_events();
+        self.handle_config_change().map(drop)
+    }
+
+    /// Interrupts of the control queue, of which nobody waits for one that came, and errors of rings, which
+    /// are counted.
+    fn take_control_events(&mut self) {
         if let Some(cvq) = &self.cvq {
             self.transport.take_interrupt(cvq.index());
         }
@@ -335,9 +359,6 @@ impl<T: Transport> VirtnetInfo<T> {
             rq.stats.ring_errors += self.transport.take_queue_error(rq.index());
             sq.stats.ring_errors += self.transport.take_queue_error(sq.index());
         }
-        (0..self.rq.len() as u16)
-            .map(|pair| self.take_interrupts(pair))
-            .sum()
     }
 
     /// The transport and the queues apart, for threads that each drive a pair of their own.

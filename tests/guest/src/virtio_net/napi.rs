@@ -161,6 +161,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// The receive poll; how many frames it took, at most `budget`.
     pub(crate) fn virtnet_poll(&mut self, vq: usize, budget: usize) -> usize {
         let pair = vq / 2;
+        // Whoever polls without an interrupt has not masked it.
+        self.dev.rq[pair].vq.disable_cb();
         self.virtnet_poll_cleantx(pair);
         let received = self.virtnet_receive(pair, budget);
         if received < budget {

@@ -18,10 +18,18 @@ use crate::transport::Transport;
 
 /// Shortest frame: an Ethernet header.
 pub const ETH_HLEN: usize = 14;
+/// Bytes of a packet, where the device does not say (`ETH_DATA_LEN`).
+pub const ETH_DATA_LEN: u16 = 1500;
 /// Longest frame without VLAN offload: header, VLAN tag and 1500 bytes.
-pub const GOOD_PACKET_LEN: usize = ETH_HLEN + 4 + 1500;
+pub const GOOD_PACKET_LEN: usize = ETH_HLEN + 4 + ETH_DATA_LEN as usize;
 /// Longest GSO frame.
 pub const MAX_GSO_LEN: usize = 65_535 + ETH_HLEN + 4;
+
+/// Longest frame of a device with that MTU. A smaller one does not shrink the buffers: what others send
+/// may be longer all the same.
+pub(super) fn good_packet_len(mtu: u16) -> usize {
+    ETH_HLEN + 4 + usize::from(mtu.max(ETH_DATA_LEN))
+}
 
 /// Length of the virtio header with VERSION_1 and without HASH_REPORT.
 const USUAL_HDR_LEN: usize = 12;
@@ -152,7 +160,8 @@ pub struct ReceiveQueue {
 }
 
 impl ReceiveQueue {
-    /// Allocates ring and buffers; `buf_len` (virtio header included) overrides the usual length.
+    /// Allocates ring and buffers; `buf_len` (virtio header included) overrides the usual length,
+    /// which holds packets of `mtu` bytes where a frame has one buffer.
     ///
     /// # Errors
     /// When guest memory is full.
@@ -162,11 +171,12 @@ impl ReceiveQueue {
         size: u16,
         features: u64,
         options: SplitQueueOptions,
+        mtu: u16,
         buf_len: Option<usize>,
     ) -> Result<Self, MemoryError> {
         let (mode, hdr_len) = (RxMode::of(features), VirtioNetHdr::len(features));
         let usual = match mode {
-            RxMode::Small => hdr_len + GOOD_PACKET_LEN,
+            RxMode::Small => hdr_len + good_packet_len(mtu),
             RxMode::Big => hdr_len + MAX_GSO_LEN,
             RxMode::Mergeable => (hdr_len + GOOD_PACKET_LEN).next_multiple_of(64),
         };

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::header::VirtioNetHdr;
-use super::rx::{GOOD_PACKET_LEN, MAX_GSO_LEN};
+use super::rx::{MAX_GSO_LEN, good_packet_len};
 use super::stats::TxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError};
 use crate::ring::split::{SplitQueue, SplitQueueOptions};
@@ -30,6 +30,18 @@ pub enum TxLayout {
     Cut(Vec<u32>),
 }
 
+impl TxLayout {
+    /// Pieces that the longest frames become.
+    #[inline]
+    fn pieces(&self) -> usize {
+        match self {
+            Self::Single => 1,
+            Self::HeaderSeparate => 2,
+            Self::Cut(lengths) => MAX_PIECES.min(lengths.len() + 1),
+        }
+    }
+}
+
 /// Why a frame was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum XmitError {
@@ -44,6 +56,16 @@ pub enum XmitError {
     Broken(#[from] RingFault),
 }
 
+/// A layout that asks for more descriptors than the ring has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("frames in {pieces} descriptors do not fit into a transmit ring of {ring}")]
+pub struct LayoutError {
+    /// Descriptors of a frame.
+    pub pieces: usize,
+    /// Entries of the ring.
+    pub ring: u16,
+}
+
 /// A send queue: its ring, its buffers, its counters.
 #[derive(Debug)]
 pub struct SendQueue {
@@ -51,9 +73,10 @@ pub struct SendQueue {
     pub vq: SplitQueue,
     /// Counters.
     pub stats: TxStats,
-    /// How frames are laid into descriptors.
-    pub layout: TxLayout,
+    layout: TxLayout,
     index: u16,
+    /// Entries of an indirect table.
+    indirect: usize,
     hdr_len: usize,
     pool: GuestSlice,
     stride: usize,
@@ -63,7 +86,8 @@ pub struct SendQueue {
 }
 
 impl SendQueue {
-    /// Allocates ring and buffers; `buf_len` (virtio header included) overrides the usual length.
+    /// Allocates ring and buffers; `buf_len` (virtio header included) overrides the usual length,
+    /// which holds packets of `mtu` bytes.
     ///
     /// # Errors
     /// When guest memory is full.
@@ -73,6 +97,7 @@ impl SendQueue {
         size: u16,
         features: u64,
         options: SplitQueueOptions,
+        mtu: u16,
         buf_len: Option<usize>,
     ) -> Result<Self, MemoryError> {
         use super::features as f;
@@ -82,7 +107,7 @@ impl SendQueue {
             + if features & gso != 0 {
                 MAX_GSO_LEN
             } else {
-                GOOD_PACKET_LEN
+                good_packet_len(mtu)
             };
         let stride = buf_len.unwrap_or(usual).max(hdr_len).next_multiple_of(64);
         Ok(Self {
@@ -90,6 +115,7 @@ impl SendQueue {
             stats: TxStats::default(),
             layout: TxLayout::default(),
             index,
+            indirect: usize::from(options.indirect),
             hdr_len,
             pool: memory.allocate(stride * usize::from(size), 64)?,
             stride,
@@ -192,12 +218,31 @@ impl SendQueue {
     #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let pieces = match &self.layout {
-            TxLayout::Single => 1,
-            TxLayout::HeaderSeparate => 2,
-            TxLayout::Cut(lengths) => MAX_PIECES.min(lengths.len() + 1),
-        };
-        !self.free.is_empty() && usize::from(self.vq.num_free()) >= pieces
+        !self.free.is_empty() && usize::from(self.vq.num_free()) >= self.descriptors()
+    }
+
+    /// Descriptors of the ring that a frame takes at most: one, where all its pieces go into an
+    /// indirect table.
+    #[inline]
+    fn descriptors(&self) -> usize {
+        match self.layout.pieces() {
+            pieces if pieces <= self.indirect => 1,
+            pieces => pieces,
+        }
+    }
+
+    /// Lays frames out as `layout` says from now on.
+    ///
+    /// # Errors
+    /// When the empty ring has no room for such a frame: it would be waited for for ever.
+    pub fn set_layout(&mut self, layout: TxLayout) -> Result<(), LayoutError> {
+        let before = std::mem::replace(&mut self.layout, layout);
+        let (pieces, ring) = (self.descriptors(), self.vq.size());
+        if pieces > usize::from(ring) {
+            self.layout = before;
+            return Err(LayoutError { pieces, ring });
+        }
+        Ok(())
     }
 
     /// Takes all buffers back from a stopped ring (`free_unused_bufs`).

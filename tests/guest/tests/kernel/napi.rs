@@ -146,7 +146,7 @@ fn frames_that_come_while_the_cpu_is_busy_need_no_interrupt() {
 
 #[test]
 fn the_budget_ends_a_softirq_and_the_rest_goes_on() {
-    let setup = config(|config| (config.netdev_budget, config.dev_weight) = (20, 20));
+    let setup = config(|config| (config.netdev_budget, config.napi_weight) = (20, 20));
     let (mut kernel, world) = setup.boot();
     let fd = roomy_socket(&mut kernel);
     burst(&world, 100);
@@ -161,7 +161,7 @@ fn the_budget_ends_a_softirq_and_the_rest_goes_on() {
 
 #[test]
 fn after_ten_rounds_ksoftirqd_takes_over() {
-    let setup = config(|config| (config.netdev_budget, config.dev_weight) = (4, 4));
+    let setup = config(|config| (config.netdev_budget, config.napi_weight) = (4, 4));
     let (mut kernel, world) = setup.boot();
     let fd = roomy_socket(&mut kernel);
     burst(&world, 100);
@@ -262,7 +262,7 @@ fn who_did_not_get_his_turn_is_first_in_the_next() {
         ..Setup::default()
     };
     // The budget is spent with each poll.
-    (setup.config.netdev_budget, setup.config.dev_weight) = (8, 8);
+    (setup.config.netdev_budget, setup.config.napi_weight) = (8, 8);
     let (mut kernel, world) = setup.boot();
     let fd = roomy_socket(&mut kernel);
     for queue in [0, 2, 4] {

@@ -195,7 +195,7 @@ fn a_broadcast_goes_to_all_who_want_it() {
         "bound to one broadcast address"
     );
     assert_eq!(read_all(&mut kernel, second).len(), 2);
-    assert_eq!(kernel.stats().rx_drop(RxDrop::UdpNoPorts), 3);
+    assert_eq!(kernel.stats().rx_drop(RxDrop::UdpIgnoredMulti), 3);
     assert_balanced(&kernel);
 }
 

@@ -1,0 +1,137 @@
+//! `nic-guest talk` as users run it, on our own backend.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::TestNic;
+
+fn command(nic: &TestNic, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nic-guest"));
+    command
+        .args(["talk", "--timeout", "5s", "--socket"])
+        .arg(nic.socket())
+        .args(arguments.split_whitespace())
+        .stdin(Stdio::null());
+    command
+}
+
+fn talk(nic: &TestNic, arguments: &str) -> Output {
+    command(nic, arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[test]
+fn the_partner_answers_ping_and_echo() {
+    let nic = TestNic::new("partner");
+    let ping = talk(&nic, "ping -c 3 -i 10ms -s 1000");
+    let out = text(&ping.stdout);
+    assert!(ping.status.success(), "{out}{}", text(&ping.stderr));
+    assert!(
+        out.contains("1008 octets from 10.77.0.1: icmp_seq=3"),
+        "{out}"
+    );
+    assert!(out.contains("3 transmitted, 3 received"), "{out}");
+    let echo = talk(&nic, "udp-echo -c 2000 -s 1472");
+    let out = text(&echo.stdout);
+    assert!(echo.status.success(), "{out}{}", text(&echo.stderr));
+    assert!(out.contains("2000 came back, 0 lost"), "{out}");
+    nic.assert_balanced();
+}
+
+#[test]
+fn who_does_not_answer_is_told_with_what_was_seen() {
+    let nic = TestNic::new("sink");
+    for arguments in [
+        "--timeout 100ms ping -c 1 10.77.0.9",
+        "--timeout 100ms --neighbour 10.77.0.1=02:00:00:00:77:01 udp-echo -c 10",
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nic-guest"));
+        command.args(["talk", "--socket"]).arg(nic.socket());
+        let output = command
+            .args(arguments.split_whitespace())
+            .output()
+            .expect("it starts");
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
+        assert!(errors.contains("the backend took"), "{arguments}: {errors}");
+    }
+}
+
+/// A process that is killed if the test fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_backend_that_dies_ends_it() {
+    let nic = TestNic::new("partner");
+    let mut listen = command(&nic, "udp-echo --listen 7");
+    let mut child = Killed(
+        listen
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts"),
+    );
+    let mut out = BufReader::new(child.0.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert!(line.contains("echo service at 10.77.0.2:7"), "{line}");
+    drop(nic);
+    let mut errors = String::new();
+    std::io::Read::read_to_string(&mut child.0.stderr.take().expect("a pipe"), &mut errors)
+        .expect("text");
+    assert_eq!(child.0.wait().expect("an end").code(), Some(1), "{errors}");
+    assert!(errors.contains("closed the connection"), "{errors}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let nic = TestNic::new("none");
+    for (arguments, status, reason) in [
+        ("ping -c 0", 2, "0 is not in 1.."),
+        (
+            "--address 10.77.0.2 ping",
+            2,
+            "an address and a prefix length",
+        ),
+        (
+            "--neighbour 10.77.0.1=here ping",
+            2,
+            "an address and its MAC address",
+        ),
+        ("udp-echo -s 1473", 2, "1473 is not in"),
+    ] {
+        let output = talk(&nic, arguments);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments}: {errors}");
+        assert!(errors.contains(reason), "{arguments}: {errors}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nic-guest"));
+    command.args([
+        "talk",
+        "--timeout",
+        "10ms",
+        "--socket",
+        "/nowhere/nic.sock",
+        "ping",
+    ]);
+    let output = command.output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("/nowhere/nic.sock"),
+        "{}",
+        text(&output.stderr)
+    );
+}
