@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
 use crate::wire::{PortFacts, WireSpec};
-use crate::worker::{self, EndOnPanic, Ended, LEAD, WorkerHandle};
+use crate::worker::{self, EndOnPanic, Ended, WorkerHandle};
 
 /// What a NIC is made of.
 #[derive(Clone, Debug)]
@@ -98,8 +98,9 @@ impl NicServer {
         };
         let wire = config.wire.open(&facts)?;
         let (port, features) = (config.port.clone(), config.features);
+        let lead = worker::lead(config.poll);
         let make = move |now| {
-            let port = PortConfig { lead: LEAD, ..port };
+            let port = PortConfig { lead, ..port };
             Card::new(Nic::new(&port, features), wire, now)
         };
         let (worker, thread) = worker::spawn(make, config.clock, config.poll)?;

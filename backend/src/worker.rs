@@ -23,8 +23,12 @@ use rustix::event::epoll;
 use crate::card::Card;
 use crate::clock::Clock;
 
-/// How far the card may run ahead of the clock: about what a sleeping thread is late.
-pub const LEAD: Duration = Duration::from_micros(100);
+/// How far the card may run ahead of the clock: about what a thread is late that sleeps, or, with `poll`, one that spins
+/// and has a burst at hand.
+#[must_use]
+pub const fn lead(poll: bool) -> Duration {
+    Duration::from_micros(if poll { 5 } else { 100 })
+}
 
 /// Rounds without work that the worker makes before it sleeps: a driver that answers at once is not waited
 /// for asleep.

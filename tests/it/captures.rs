@@ -263,7 +263,7 @@ fn short_captures_keep_their_spacing_in_real_time() {
         expected.assert_counted(&path, 1, &settled(&nic, expected.records.len()));
         // Not sooner; how much later is up to the machine's scheduler.
         let last = expected.records.last().expect("records").0;
-        let lead = nic_backend::worker::LEAD;
+        let lead = nic_backend::worker::lead(false);
         assert!(
             took + lead >= Duration::from_nanos(last),
             "{name}: {took:?} for {last} ns"
