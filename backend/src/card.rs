@@ -59,7 +59,7 @@ impl Card {
             0 => None,
             _ => self.wire.next_deadline(),
         };
-        [wire, self.nic.port.next_deadline(now)]
+        [wire, self.nic.next_deadline(now)]
             .into_iter()
             .flatten()
             .min()
@@ -71,7 +71,9 @@ impl Card {
     #[must_use]
     pub fn next_notice(&self, now: Nanos) -> Option<Nanos> {
         if self.wire.is_scheduled() {
-            self.nic.port.next_notice(now, self.wire.next_deadline())
+            let nic = &self.nic;
+            let next_frame = self.wire.next_deadline();
+            nic.queues.next_notice(&nic.port, now, next_frame)
         } else {
             self.next_deadline(now)
         }

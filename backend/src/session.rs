@@ -62,13 +62,9 @@ impl Session {
         let Some((setup, base)) = self.said(index).setup(index) else {
             return;
         };
-        let result = self.call(move |worker| {
-            let nic = &mut worker.card.nic;
-            nic.set_up(index, setup)
-                .map(|()| nic.device.position(index))
-        });
+        let result = self.call(move |worker| worker.card.nic.rings().set_up(index, setup));
         match result {
-            Some(Ok(Some(next))) if next != base => info!(
+            Some(Ok(next)) if next != base => info!(
                 "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
             ),
             Some(Err(error)) => warn!("queue {index} cannot be set up: {error}"),

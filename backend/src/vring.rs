@@ -169,7 +169,7 @@ impl VringT<Memory> for NicVring {
         self.said().enabled = enabled;
         let index = self.index;
         self.session
-            .call(move |worker| worker.card.nic.enable(index, enabled));
+            .call(move |worker| worker.card.nic.rings().enable(index, enabled));
     }
 
     fn set_queue_info(
@@ -239,7 +239,7 @@ impl VringT<Memory> for NicVring {
         let index = self.index;
         let stopped = self.session.call(move |worker| {
             worker.set_kick(index, None);
-            worker.card.nic.tear_down(index)
+            worker.card.nic.rings().tear_down(index)
         });
         let mut said = self.said();
         said.started = false;
@@ -270,7 +270,7 @@ impl VringT<Memory> for NicVring {
         self.said().call = copy(index, file.as_ref());
         self.inner.set_call(file);
         self.session
-            .call(move |worker| worker.card.nic.device.set_interrupt(index, interrupt));
+            .call(move |worker| worker.card.nic.rings().set_interrupt(index, interrupt));
     }
 
     fn set_err(&self, file: Option<File>) {
@@ -279,6 +279,6 @@ impl VringT<Memory> for NicVring {
         self.said().error = copy(index, file.as_ref());
         self.inner.set_err(file);
         self.session
-            .call(move |worker| worker.card.nic.device.set_error(index, error));
+            .call(move |worker| worker.card.nic.rings().set_error(index, error));
     }
 }

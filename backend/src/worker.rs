@@ -195,7 +195,7 @@ impl Worker {
                 self.spinning = self.polls();
                 if self.spinning {
                     // Queues may have been set up; nobody waits for their kicks.
-                    self.card.nic.busy();
+                    self.card.nic.rings().busy();
                 }
             }
             if self.spinning {
@@ -206,7 +206,7 @@ impl Worker {
             }
             if worked || asked {
                 if idle > IDLE_ROUNDS {
-                    self.card.nic.busy();
+                    self.card.nic.rings().busy();
                 }
                 idle = 0;
                 continue;

@@ -4,22 +4,23 @@
 //! the writable part. Whatever cannot be done is answered with an error and changes nothing. A command
 //! without a place for the answer breaks the queue.
 
-use nic_model::filter::MacAddress;
 use nic_model::host::{Direction, QueueIndex};
 use nic_model::moderation::Coalesce;
 use nic_model::port::Port;
+use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET,
-    VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
-    VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET, VIRTIO_NET_CTRL_RX,
-    VIRTIO_NET_CTRL_RX_ALLMULTI, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_ERR, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_ERR,
+    VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::VirtioNet;
+
+mod coalesce;
+mod filter;
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
 const BUDGET: usize = 64;
@@ -49,13 +50,77 @@ pub struct ControlCounters {
     pub ok: u64,
 }
 
-/// Does what the driver asks for on its control queue, whether or not the front-end has enabled it: some enable
-/// only the queues that packets pass through. Returns whether there was anything.
+/// What a command answers beside OK.
+type Reply = Vec<u8>;
+
+/// The queue pairs, whoever serves them: what commands ask of them.
+pub trait Pairs {
+    /// Whether virtqueue `index` is set up and packets may pass.
+    fn is_enabled(&self, index: usize) -> bool;
+
+    /// When one direction of `queue` interrupts.
+    fn coalesce(&self, queue: QueueIndex, direction: Direction) -> Coalesce;
+
+    /// Changes that.
+    fn set_coalesce(&mut self, queue: QueueIndex, direction: Direction, coalesce: Coalesce);
+
+    /// Changes it for all queues of a direction.
+    fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce);
+}
+
+/// Queue pairs that are served where the commands are done.
+pub(crate) struct Local<'a> {
+    pub queues: &'a mut Queues,
+    pub device: &'a VirtioNet,
+    pub now: Nanos,
+}
+
+impl Pairs for Local<'_> {
+    fn is_enabled(&self, index: usize) -> bool {
+        self.device.is_enabled(index)
+    }
+
+    fn coalesce(&self, queue: QueueIndex, direction: Direction) -> Coalesce {
+        self.queues.moderator.of(queue, direction).coalesce()
+    }
+
+    fn set_coalesce(&mut self, queue: QueueIndex, direction: Direction, coalesce: Coalesce) {
+        let moderation = self.queues.moderator.of_mut(queue, direction);
+        moderation.set(coalesce, self.now);
+    }
+
+    fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce) {
+        let moderator = &mut self.queues.moderator;
+        moderator.set_all(direction, coalesce, self.now);
+    }
+}
+
+/// What commands act on.
+pub struct Context<'a> {
+    /// The device: what was negotiated.
+    pub device: &'a VirtioNet,
+    /// The side of the line.
+    pub port: &'a mut Port,
+    /// The side of the host.
+    pub pairs: &'a mut dyn Pairs,
+}
+
+impl Context<'_> {
+    fn negotiated(&self, feature: Features) -> Result<(), Refusal> {
+        if self.device.acked().contains(feature) {
+            Ok(())
+        } else {
+            Err(Refusal::Unknown)
+        }
+    }
+}
+
+/// Takes what the driver asks for on its control queue, whether or not the front-end has enabled it: some enable
+/// only the queues that packets pass through. `execute` does each command. Returns whether there was anything.
 pub fn poll(
     device: &mut VirtioNet,
-    port: &mut Port,
     counters: &mut ControlCounters,
-    now: Nanos,
+    mut execute: impl FnMut(&VirtioNet, &[u8]) -> Result<Reply, Refusal>,
 ) -> bool {
     let Some(index) = device.control_queue() else {
         return false;
@@ -68,7 +133,7 @@ pub fn poll(
     while result.is_ok() && done < BUDGET {
         match next_command(device, index) {
             Ok(Some((id, command))) => {
-                let outcome = execute(device, port, now, &command);
+                let outcome = execute(device, &command);
                 counters.commands += 1;
                 counters.ok += u64::from(outcome.is_ok());
                 answer(device, index, id, &command, outcome);
@@ -123,17 +188,14 @@ fn answer(
     outcome: Result<Reply, Refusal>,
 ) {
     let start = &command[..command.len().min(8)];
-    let (ack, result) = match &outcome {
+    let (ack, result) = match outcome {
         Ok(result) => {
             log::debug!("control command {start:x?} done");
-            (
-                VIRTIO_NET_OK,
-                result.as_ref().map_or(&[][..], |result| result),
-            )
+            (VIRTIO_NET_OK, result)
         }
         Err(refusal) => {
             log::debug!("control command refused: {refusal}; it begins {start:x?}");
-            (VIRTIO_NET_ERR, &[][..])
+            (VIRTIO_NET_ERR, Reply::new())
         }
     };
     let Some(queue) = device.sound(index) else {
@@ -147,150 +209,59 @@ fn answer(
     queue.ring.complete(id, 1 + room as u32);
 }
 
-/// What a command answers beside OK.
-type Reply = Option<[u8; 8]>;
-
-/// Does one command at `now`.
+/// Does one command.
 ///
 /// # Errors
-/// The command is answered with an error, and the port is as it was.
-pub fn execute(
-    device: &VirtioNet,
-    port: &mut Port,
-    now: Nanos,
-    command: &[u8],
-) -> Result<Reply, Refusal> {
+/// The command is answered with an error, and all is as it was.
+pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refusal> {
     let (&[class, command], data) = command.split_first_chunk::<2>().ok_or(Refusal::Malformed)?;
-    let negotiated = |feature| {
-        if device.acked().contains(feature) {
-            Ok(())
-        } else {
-            Err(Refusal::Unknown)
-        }
-    };
-    match (u32::from(class), u32::from(command)) {
-        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC) => {
-            negotiated(Features::CTRL_RX)?;
-            port.filter.promiscuous = switch(data)?;
-        }
-        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_ALLMULTI) => {
-            negotiated(Features::CTRL_RX)?;
-            port.filter.all_multicast = switch(data)?;
-        }
-        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
-            negotiated(Features::CTRL_RX)?;
-            let (unicast, rest) = table(data)?;
-            let (multicast, rest) = table(rest)?;
-            if !rest.is_empty() {
-                return Err(Refusal::Malformed);
-            }
-            port.filter.set_tables(&unicast, &multicast);
-        }
-        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
-            negotiated(Features::CTRL_MAC_ADDR)?;
-            let address = data.try_into().map_err(|_| Refusal::Malformed)?;
-            port.filter.address = MacAddress(address);
-        }
-        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET) => {
-            negotiated(Features::NOTF_COAL)?;
-            let coalesce = coalesce(data)?;
-            port.moderator.set_all(Direction::Transmit, coalesce, now);
-        }
-        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET) => {
-            negotiated(Features::NOTF_COAL)?;
-            let coalesce = coalesce(data)?;
-            port.moderator.set_all(Direction::Receive, coalesce, now);
-        }
-        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET) => {
-            negotiated(Features::VQ_NOTF_COAL)?;
-            let (queue, direction, data) = data_queue(device, data)?;
-            let coalesce = coalesce(data)?;
-            port.moderator.of_mut(queue, direction).set(coalesce, now);
-        }
-        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET) => {
-            negotiated(Features::VQ_NOTF_COAL)?;
-            let (queue, direction, []) = data_queue(device, data)? else {
-                return Err(Refusal::Malformed);
-            };
-            let Coalesce { usecs, frames } = port.moderator.of(queue, direction).coalesce();
-            let mut result = [0; 8];
-            result[..4].copy_from_slice(&frames.to_le_bytes());
-            result[4..].copy_from_slice(&usecs.to_le_bytes());
-            return Ok(Some(result));
-        }
-        _ => return Err(Refusal::Unknown),
+    let command = u32::from(command);
+    match u32::from(class) {
+        VIRTIO_NET_CTRL_RX => filter::receive_mode(context, command, data),
+        VIRTIO_NET_CTRL_MAC => filter::address(context, command, data),
+        VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
+        _ => Err(Refusal::Unknown),
     }
-    Ok(None)
-}
-
-/// `struct virtio_net_ctrl_coal`: packets, then microseconds.
-fn coalesce(data: &[u8]) -> Result<Coalesce, Refusal> {
-    let (words, []) = data.as_chunks::<4>() else {
-        return Err(Refusal::Malformed);
-    };
-    let &[frames, usecs] = words else {
-        return Err(Refusal::Malformed);
-    };
-    Ok(Coalesce {
-        usecs: u32::from_le_bytes(usecs),
-        frames: u32::from_le_bytes(frames),
-    })
-}
-
-/// The beginning of `struct virtio_net_ctrl_coal_vq`: a virtqueue, which has to be one for packets and enabled, and
-/// two octets of padding. Returns which it is and what follows.
-fn data_queue<'a>(
-    device: &VirtioNet,
-    data: &'a [u8],
-) -> Result<(QueueIndex, Direction, &'a [u8]), Refusal> {
-    let (&[low, high, _, _], rest) = data.split_first_chunk().ok_or(Refusal::Malformed)?;
-    let index = usize::from(u16::from_le_bytes([low, high]));
-    let half = device.half(index).filter(|_| device.is_enabled(index));
-    let (queue, direction) = half.ok_or(Refusal::NoQueue)?;
-    Ok((queue, direction, rest))
-}
-
-/// One octet that switches something on or off (VIRTIO 1.3, 5.1.6.5.1).
-fn switch(data: &[u8]) -> Result<bool, Refusal> {
-    match data {
-        [0] => Ok(false),
-        [1] => Ok(true),
-        _ => Err(Refusal::Malformed),
-    }
-}
-
-/// `struct virtio_net_ctrl_mac`: a count and that many addresses. Returns them and what follows.
-fn table(data: &[u8]) -> Result<(Vec<MacAddress>, &[u8]), Refusal> {
-    let (count, rest) = data.split_first_chunk::<4>().ok_or(Refusal::Malformed)?;
-    let octets = 6 * u64::from(u32::from_le_bytes(*count));
-    let octets = usize::try_from(octets).map_err(|_| Refusal::Malformed)?;
-    let (entries, rest) = rest.split_at_checked(octets).ok_or(Refusal::Malformed)?;
-    let (addresses, _) = entries.as_chunks::<6>();
-    Ok((
-        addresses.iter().map(|&octets| MacAddress(octets)).collect(),
-        rest,
-    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nic_model::filter::MacAddress;
     use nic_model::port::PortConfig;
 
-    fn execute(port: &mut Port, features: Features, command: &[u8]) -> Result<Reply, Refusal> {
+    fn execute_on(
+        port: &mut Port,
+        queues: &mut Queues,
+        features: Features,
+        command: &[u8],
+    ) -> Result<Reply, Refusal> {
         let mut device = VirtioNet::new(1, Features::supported());
         device.set_features(features).unwrap();
-        super::execute(&device, port, Nanos::ZERO, command)
+        let mut pairs = Local {
+            queues,
+            device: &device,
+            now: Nanos::ZERO,
+        };
+        let mut context = Context {
+            device: &device,
+            port,
+            pairs: &mut pairs,
+        };
+        super::execute(&mut context, command)
+    }
+
+    fn execute(port: &mut Port, features: Features, command: &[u8]) -> Result<Reply, Refusal> {
+        let mut queues = Queues::new(&PortConfig::default());
+        execute_on(port, &mut queues, features, command)
     }
 
     fn refused(port: &mut Port, features: Features, command: &[u8]) -> Refusal {
-        let before = format!("{:?} {:?}", port.filter, port.moderator);
-        let refusal = execute(port, features, command).unwrap_err();
-        assert_eq!(
-            format!("{:?} {:?}", port.filter, port.moderator),
-            before,
-            "{command:?} changed something"
-        );
+        let mut queues = Queues::new(&PortConfig::default());
+        let before = format!("{:?} {:?}", port.filter, queues.moderator);
+        let refusal = execute_on(port, &mut queues, features, command).unwrap_err();
+        let after = format!("{:?} {:?}", port.filter, queues.moderator);
+        assert_eq!(after, before, "{command:?} changed something");
         refusal
     }
 

@@ -10,6 +10,7 @@
 //! control               the control queue's commands
 //! interrupt             how a driver is told
 //! virtio_net            the device: its queues behind the model's `Host`
+//! rings                 the model's queues and the device's rings together
 //! nic                   model and device together: one card
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod memory;
 pub mod nic;
 pub mod notify;
 pub mod ring;
+pub mod rings;
 mod rx;
 #[allow(unsafe_code)]
 pub mod split;

@@ -4,24 +4,27 @@
 //! before it sleeps [`Nic::idle`], which asks the driver for kicks. There is no clock, no thread and no
 //! file descriptor in here.
 
-use nic_model::filter::MacAddress;
+use nic_model::counters::PortCounters;
+use nic_model::filter::{Filter, MacAddress};
 use nic_model::frame::Frame;
-use nic_model::host::QueueIndex;
-use nic_model::moderation::{Coalesce, ModerationCounters};
 use nic_model::port::{Port, PortConfig, PortStatus};
+use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::{Serialize, Serializer};
 
-use crate::control::{self, ControlCounters};
+use crate::control::{self, Context, ControlCounters, Local};
 use crate::features::Features;
 use crate::ring::{BadRing, RingState};
-use crate::virtio_net::{QueueCounters, QueueSetup, VirtioNet};
+use crate::rings::{self, ModerationStatus, Rings};
+use crate::virtio_net::{VirtioNet, VirtqueueCounters};
 
 /// A card.
 #[derive(Debug)]
 pub struct Nic {
-    /// The hardware.
+    /// The hardware on the side of the line.
     pub port: Port,
+    /// The hardware on the side of the host.
+    pub queues: Queues,
     /// What the driver sees of it.
     pub device: VirtioNet,
     control: ControlCounters,
@@ -38,7 +41,7 @@ pub struct NicStatus {
     pub features: String,
     /// Virtqueues by number; shown by name: rx0, tx0, and so on, then ctrl.
     #[serde(serialize_with = "by_name")]
-    pub queues: Vec<QueueCounters>,
+    pub queues: Vec<VirtqueueCounters>,
     /// When they interrupt, and how often that was; none for the control queue.
     #[serde(serialize_with = "by_name")]
     pub moderation: Vec<Option<ModerationStatus>>,
@@ -47,17 +50,6 @@ pub struct NicStatus {
     pub rings: Vec<Option<RingState>>,
     /// Commands on the control queue.
     pub control: ControlCounters,
-}
-
-/// The moderation of one virtqueue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ModerationStatus {
-    /// The parameters in force.
-    #[serde(flatten)]
-    pub coalesce: Coalesce,
-    /// What it has done.
-    #[serde(flatten)]
-    pub counters: ModerationCounters,
 }
 
 /// One entry a virtqueue, under the queue's name.
@@ -81,6 +73,7 @@ impl Nic {
     pub fn new(config: &PortConfig, features: Features) -> Self {
         Nic {
             port: Port::new(config),
+            queues: Queues::new(config),
             device: VirtioNet::new(config.queue_pairs.max(1), features),
             control: ControlCounters::default(),
             address: config.mac,
@@ -91,120 +84,89 @@ impl Nic {
     /// `tx`, its commands are done. Returns whether there was anything to do.
     #[inline]
     pub fn poll(&mut self, now: Nanos, rx: &mut Vec<Frame>, tx: &mut Vec<Frame>) -> bool {
-        let received = self.port.receive(now, rx, &mut self.device);
-        let sent = self.port.transmit(now, tx, &mut self.device);
-        let commanded = control::poll(&mut self.device, &mut self.port, &mut self.control, now);
+        let (port, queues) = (&mut self.port, &mut self.queues);
+        let received = queues.receive(port, now, rx, &mut self.device);
+        let sent = queues.transmit(port, now, tx, &mut self.device);
+        let execute = |device: &VirtioNet, command: &[u8]| {
+            let pairs = &mut Local {
+                queues,
+                device,
+                now,
+            };
+            let mut context = Context {
+                device,
+                port,
+                pairs,
+            };
+            control::execute(&mut context, command)
+        };
+        let commanded = control::poll(&mut self.device, &mut self.control, execute);
         received | sent | commanded
     }
 
-    /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
-    /// while nobody served the queue.
-    ///
-    /// # Errors
-    /// The ring is not in guest memory.
-    ///
-    /// # Panics
-    /// If there is no such queue.
-    pub fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
-        if !self.device.is_set_up(index) {
-            self.restart_moderation(index);
-        }
-        self.device.set_up(index, setup)
-    }
-
-    /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
-    /// that it would have taken.
-    pub fn tear_down(&mut self, index: usize) -> Option<u16> {
-        self.restart_moderation(index);
-        self.device.tear_down(index)
-    }
-
-    /// Lets packets pass on virtqueue `index`, or not.
-    pub fn enable(&mut self, index: usize, enabled: bool) {
-        if self.device.is_enabled(index) != enabled {
-            self.restart_moderation(index);
-        }
-        self.device.enable(index, enabled);
-    }
-
-    /// Virtqueue `index` is disabled, or enabled again: no packet of before waits to be told, and its parameters are those
-    /// of all queues (VIRTIO 1.3, 5.1.6.5.10.1).
-    fn restart_moderation(&mut self, index: usize) {
-        if let Some((queue, direction)) = self.device.half(index) {
-            self.port.moderator.restart(queue, direction);
+    /// The side of the host.
+    pub fn rings(&mut self) -> Rings<'_> {
+        Rings {
+            queues: &mut self.queues,
+            device: &mut self.device,
         }
     }
 
     /// Asks the driver to kick where something may come that is waited for: commands always, packets unless
     /// the line is too busy for them, buffers only while frames wait for them. Returns true if something has come already.
     pub fn idle(&mut self, now: Nanos) -> bool {
-        let mut ready = false;
-        let tx_wanted = !self.port.tx_paused();
-        for pair in 0..self.port.queue_pairs() {
-            let rx = 2 * usize::from(pair);
-            let starved = self.port.starved(now, QueueIndex(pair));
-            ready |= self.device.want_kicks(rx, starved);
-            ready |= self.device.want_kicks(rx + 1, tx_wanted);
-        }
-        if let Some(control) = self.device.control_queue() {
-            ready |= self.device.want_kicks(control, true);
-        }
-        ready
+        let tx_wanted = self.port.tx_resumes().is_none();
+        self.rings().idle(now, tx_wanted)
     }
 
-    /// Tells the driver not to kick: its queues are looked at anyway.
-    pub fn busy(&mut self) {
-        for index in 0..self.device.queues() {
-            self.device.want_kicks(index, false);
-        }
+    /// When the card has something to do again without anybody's asking; `None` if it only waits for the wire or the
+    /// host.
+    #[must_use]
+    pub fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
+        let port = self.port.next_deadline(now);
+        port.into_iter().chain(self.queues.next_deadline(now)).min()
     }
 
-    /// Takes the features that the driver accepted. The address filter works if the driver can set it up;
-    /// otherwise whoever does that filters for the card, and all frames pass.
+    /// Takes the features that the driver accepted.
     ///
     /// # Errors
     /// A ring that runs is not in guest memory as these features need it.
     pub fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
-        self.port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
-        if !acked.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL) {
-            // A driver that cannot say what it wants does not get what another wanted.
-            self.port.moderator.reset();
-        }
-        self.device.set_features(acked)
+        set_port_features(&mut self.port, acked);
+        self.rings().set_features(acked)
     }
 
     /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, moderation. Counters
     /// and the link stay.
     pub fn reset(&mut self) {
-        self.device.reset();
-        self.port.filter = nic_model::filter::Filter::new(self.address);
-        self.port.moderator.reset();
+        self.rings().reset();
+        self.port.filter = Filter::new(self.address);
     }
 
-    fn moderation(&self) -> Vec<Option<ModerationStatus>> {
-        let of = |index| {
-            let (queue, direction) = self.device.half(index)?;
-            let moderation = self.port.moderator.of(queue, direction);
-            Some(ModerationStatus {
-                coalesce: moderation.coalesce(),
-                counters: moderation.counters(),
-            })
-        };
-        (0..self.device.queues()).map(of).collect()
+    /// The port's counts, and those of all queues.
+    #[must_use]
+    pub fn counters(&self) -> PortCounters {
+        self.port.counters(self.queues.counters())
     }
 
     /// The card's state and counts.
     #[must_use]
     pub fn status(&self) -> NicStatus {
         NicStatus {
-            port: self.port.status(),
+            port: self.port.status(self.queues.counters()),
             features: self.device.acked().to_string(),
             queues: self.device.counters(),
-            moderation: self.moderation(),
+            moderation: rings::moderation(&self.queues, &self.device),
             rings: self.device.rings(),
             control: self.control,
         }
     }
+}
+
+/// The address filter works if the driver can set it up; otherwise whoever does that filters for the card, and all
+/// frames pass.
+pub fn set_port_features(port: &mut Port, acked: Features) {
+    port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
 }
 
 #[cfg(test)]

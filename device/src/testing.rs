@@ -19,7 +19,7 @@ use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 use crate::nic::Nic;
 use crate::split::Layout;
-use crate::virtio_net::{QueueCounters, QueueSetup};
+use crate::virtio_net::{QueueSetup, VirtqueueCounters};
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -552,7 +552,7 @@ impl Bench {
             interrupt: self.lines[index].boxed(),
             error: self.errors[index].boxed(),
         };
-        self.nic.set_up(index, setup).unwrap();
+        self.nic.rings().set_up(index, setup).unwrap();
     }
 
     /// Posts `buffers` on virtqueue `index`.
@@ -592,24 +592,19 @@ impl Bench {
 
     /// Each frame is in exactly one place, and so is each buffer.
     pub(crate) fn balance(&self) {
-        let port = &self.nic.port;
-        let counters = port.counters();
-        assert_eq!(
-            counters.receive_balance(port.fifo_frames()),
-            0,
-            "{counters:?}"
-        );
-        assert_eq!(counters.transmit_balance(), 0, "{counters:?}");
-        assert_eq!(port.pool.lent(), port.fifo_frames(), "a frame was lost");
+        let (port, waiting) = (self.nic.counters(), self.nic.queues.frames());
+        assert_eq!(port.receive_balance(waiting), 0, "{port:?}");
+        assert_eq!(port.transmit_balance(), 0, "{port:?}");
+        assert_eq!(self.nic.port.pool.lent(), waiting, "a frame was lost");
         let counters = self.nic.device.counters();
-        assert_eq!(counters[RX].packets, port.counters().rx_delivered);
+        assert_eq!(counters[RX].packets, port.rx_delivered);
     }
 
     pub(crate) fn dropped(&self, reason: nic_model::counters::Drop) -> u64 {
-        self.nic.port.counters().drops.get(reason)
+        self.nic.counters().drops.get(reason)
     }
 
-    pub(crate) fn counters(&self, index: usize) -> QueueCounters {
+    pub(crate) fn counters(&self, index: usize) -> VirtqueueCounters {
         self.nic.device.counters().swap_remove(index)
     }
 

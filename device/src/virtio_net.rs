@@ -21,7 +21,7 @@ use crate::{rx, tx};
 
 /// Counts of one virtqueue; they go on when the queue is set up again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct QueueCounters {
+pub struct VirtqueueCounters {
     /// Packets moved.
     pub packets: u64,
     /// Octets of those, without headers and check sequences.
@@ -50,7 +50,7 @@ pub(crate) struct Virtqueue {
     pub(crate) chains: Vec<(u16, u64)>,
     /// Whether the front-end lets packets pass.
     pub(crate) enabled: bool,
-    pub(crate) counters: QueueCounters,
+    pub(crate) counters: VirtqueueCounters,
     /// Whether the driver broke the ring.
     broken: bool,
     layout: Layout,
@@ -121,7 +121,7 @@ pub struct VirtioNet {
     memory: Option<Arc<GuestMemory>>,
     queues: Vec<Option<Virtqueue>>,
     /// The counters of queues that are not set up.
-    counters: Vec<QueueCounters>,
+    counters: Vec<VirtqueueCounters>,
 }
 
 impl VirtioNet {
@@ -135,7 +135,7 @@ impl VirtioNet {
             acked: Features::empty(),
             memory: None,
             queues: (0..queues).map(|_| None).collect(),
-            counters: vec![QueueCounters::default(); queues],
+            counters: vec![VirtqueueCounters::default(); queues],
         }
     }
 
@@ -198,7 +198,7 @@ impl VirtioNet {
                     interrupt: queue.interrupt,
                     error: queue.error,
                 };
-                let rebuilt = self.set_up(index, setup);
+                let rebuilt = self.set_up(index, setup).map(drop);
                 if let (Ok(()), true) = (&rebuilt, queue.broken) {
                     // A new mapping does not mend what the driver did.
                     self.each(index, |queue| queue.broken = true);
@@ -210,14 +210,14 @@ impl VirtioNet {
     }
 
     /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
-    /// while nobody served the queue.
+    /// while nobody served the queue. Returns the index of the next chain that it takes.
     ///
     /// # Errors
     /// The ring is not in guest memory.
     ///
     /// # Panics
     /// If there is no such queue.
-    pub(crate) fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<(), BadRing> {
+    pub(crate) fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<u16, BadRing> {
         self.take(index);
         let layout = setup.layout;
         let memory = self.memory.clone().ok_or(BadRing::Unmapped {
@@ -227,10 +227,8 @@ impl VirtioNet {
         })?;
         let ring = SplitRing::new(memory.clone(), &layout, self.acked)?;
         let size = usize::from(ring.size());
-        info!(
-            "queue {index} set up: {size} descriptors, from {}",
-            ring.position()
-        );
+        let next = ring.position();
+        info!("queue {index} set up: {size} descriptors, from {next}");
         let mut queue = Virtqueue {
             ring,
             readable: Scatter::new(memory.clone(), size),
@@ -248,7 +246,7 @@ impl VirtioNet {
             let _ = line.raise();
         }
         self.queues[index] = Some(queue);
-        Ok(())
+        Ok(next)
     }
 
     fn take(&mut self, index: usize) -> Option<Virtqueue> {
@@ -380,7 +378,7 @@ impl VirtioNet {
 
     /// Each virtqueue's counts.
     #[must_use]
-    pub fn counters(&self) -> Vec<QueueCounters> {
+    pub fn counters(&self) -> Vec<VirtqueueCounters> {
         let idle = self.counters.iter();
         self.queues
             .iter()

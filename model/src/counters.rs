@@ -102,6 +102,14 @@ impl Drops {
         Drop::ALL.iter().map(|&reason| (reason, self.get(reason)))
     }
 
+    /// Counts all that `other` has, too.
+    pub fn add(&mut self, other: &Drops) {
+        for (mine, theirs) in self.by_reason.iter_mut().zip(other.by_reason) {
+            *mine += theirs;
+        }
+        self.total += other.total;
+    }
+
     /// Frames dropped on their way from the wire to the host.
     #[must_use]
     pub fn received(&self) -> u64 {
@@ -160,7 +168,29 @@ pub struct PortCounters {
     pub drops: Drops,
 }
 
+/// Counts of one queue pair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QueueCounters {
+    /// Frames delivered to the host.
+    pub rx_delivered: u64,
+    /// Frames read from the host.
+    pub tx_fetched: u64,
+    /// Frames whose TCP or UDP checksum was computed and inserted.
+    pub tx_checksum_inserted: u64,
+    /// Dropped frames by reason.
+    #[serde(serialize_with = "serialize_drops")]
+    pub drops: Drops,
+}
+
 impl PortCounters {
+    /// Counts all that a queue pair has, too.
+    pub fn add(&mut self, queue: &QueueCounters) {
+        self.rx_delivered += queue.rx_delivered;
+        self.tx_fetched += queue.tx_fetched;
+        self.tx_checksum_inserted += queue.tx_checksum_inserted;
+        self.drops.add(&queue.drops);
+    }
+
     /// Frames received less frames accounted for; `in_fifo` are those still in the FIFOs. Always zero.
     #[must_use]
     pub fn receive_balance(&self, in_fifo: usize) -> i64 {

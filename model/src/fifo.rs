@@ -1,47 +1,111 @@
-//! The receive FIFO of one queue: frames that wait for a buffer of the host, bounded by octets.
+//! The receive FIFO of one queue: frames that wait for a buffer of the host.
 //!
-//! Frames enter behind the filter and leave by DMA, in order. When the next frame does not fit it is the
-//! one that is dropped (tail drop), as a packet buffer without flow control does it.
+//! Frames enter behind the filter and leave by DMA, in order. The port keeps account of the octets in it
+//! ([`Occupancy`]): when the next frame does not fit it is the one that is dropped (tail drop), as a packet buffer
+//! without flow control does it. The frames themselves are with whoever serves the queue ([`Fifo`]).
 
 use std::collections::VecDeque;
 
-use crate::frame::{FCS, Frame};
+use crate::frame::Frame;
+use crate::phy::octets_on_line;
 
-/// A first-in, first-out queue of frames that holds at most a number of octets.
+/// What is in the FIFO of one queue, as the port counts it: from the filter to the return of the buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Occupancy {
+    octets: usize,
+    capacity: usize,
+    pushed: u64,
+    drained: u64,
+}
+
+impl Occupancy {
+    /// Of an empty FIFO for `capacity` octets; each frame counts as on the line, with padding and check sequence.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Occupancy {
+            octets: 0,
+            capacity,
+            pushed: 0,
+            drained: 0,
+        }
+    }
+
+    /// Makes room for `frame`. Returns false if there is none.
+    #[inline]
+    #[must_use]
+    pub fn push(&mut self, frame: &Frame) -> bool {
+        let octets = self.octets + octets_on_line(frame);
+        if octets > self.capacity {
+            return false;
+        }
+        self.octets = octets;
+        self.pushed += 1;
+        true
+    }
+
+    /// `frame`, the oldest, has left.
+    #[inline]
+    pub fn drain(&mut self, frame: &Frame) {
+        self.octets -= octets_on_line(frame);
+        self.drained += 1;
+    }
+
+    /// Octets that there is room for.
+    #[must_use]
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.capacity - self.octets
+    }
+
+    /// Octets in the FIFO.
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        self.octets
+    }
+
+    /// Frames that have entered so far.
+    #[must_use]
+    #[inline]
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Frames that have left so far.
+    #[must_use]
+    #[inline]
+    pub fn drained(&self) -> u64 {
+        self.drained
+    }
+
+    /// Frames in the FIFO.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        (self.pushed - self.drained) as usize
+    }
+}
+
+/// The frames in the FIFO of one queue.
 #[derive(Debug)]
 pub struct Fifo {
     frames: VecDeque<Frame>,
-    octets: usize,
-    capacity: usize,
     /// Whether the host had no buffer for the oldest frame when it was last asked.
     pub refused: bool,
 }
 
-impl Fifo {
-    /// An empty FIFO for `capacity` octets; each frame counts with its check sequence.
-    #[must_use]
-    pub fn new(capacity: usize) -> Self {
+impl Default for Fifo {
+    fn default() -> Self {
         Fifo {
             frames: VecDeque::with_capacity(2 * crate::BURST),
-            octets: 0,
-            capacity,
             refused: false,
         }
     }
+}
 
+impl Fifo {
     /// Adds a frame at the end.
-    ///
-    /// # Errors
-    /// Gives the frame back when it does not fit.
     #[inline]
-    pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
-        let octets = frame.len() + FCS;
-        if self.octets + octets > self.capacity {
-            return Err(frame);
-        }
-        self.octets += octets;
+    pub fn push(&mut self, frame: Frame) {
         self.frames.push_back(frame);
-        Ok(())
     }
 
     /// The frames from the oldest on, as many as lie side by side in memory.
@@ -59,11 +123,10 @@ impl Fifo {
 
     /// Removes the `count` oldest frames and hands them to `sink`.
     #[inline]
-    pub fn drain(&mut self, count: usize, mut sink: impl FnMut(Frame)) {
-        for frame in self.frames.drain(..count.min(self.frames.len())) {
-            self.octets -= frame.len() + FCS;
-            sink(frame);
-        }
+    pub fn drain(&mut self, count: usize, sink: impl FnMut(Frame)) {
+        self.frames
+            .drain(..count.min(self.frames.len()))
+            .for_each(sink);
         if self.frames.is_empty() {
             // Starts again at the first slot, so that the next burst lies in one piece.
             self.frames.clear();
@@ -83,19 +146,6 @@ impl Fifo {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
-
-    /// Octets that there is room for.
-    #[must_use]
-    #[inline]
-    pub fn free(&self) -> usize {
-        self.capacity - self.octets
-    }
-
-    /// Octets in the FIFO.
-    #[must_use]
-    pub fn octets(&self) -> usize {
-        self.octets
-    }
 }
 
 #[cfg(test)]
@@ -112,15 +162,23 @@ mod tests {
     #[test]
     fn it_is_bounded_by_octets_not_by_frames() {
         let mut pool = Pool::new(2048);
-        let mut fifo = Fifo::new(2 * 64 + 1000);
-        assert!(fifo.push(frame(&mut pool, 60)).is_ok());
-        assert!(fifo.push(frame(&mut pool, 996)).is_ok());
-        assert!(fifo.push(frame(&mut pool, 61)).is_err());
-        assert!(fifo.push(frame(&mut pool, 60)).is_ok());
-        assert_eq!((fifo.len(), fifo.octets()), (3, 1128));
+        let (mut fifo, mut occupancy) = (Fifo::default(), Occupancy::new(2 * 64 + 1000));
+        for (len, fits) in [(20, true), (996, true), (61, false), (60, true)] {
+            let frame = frame(&mut pool, len);
+            assert_eq!(occupancy.push(&frame), fits);
+            if fits {
+                fifo.push(frame);
+            }
+        }
+        assert_eq!((fifo.len(), occupancy.frames()), (3, 3));
+        assert_eq!((occupancy.octets(), occupancy.free()), (1128, 0));
         let mut lens = Vec::new();
-        fifo.drain(2, |f| lens.push(f.len()));
-        assert_eq!(lens, [60, 996]);
-        assert_eq!((fifo.len(), fifo.octets()), (1, 64));
+        fifo.drain(2, |frame| {
+            occupancy.drain(&frame);
+            lens.push(frame.len());
+        });
+        assert_eq!(lens, [20, 996]);
+        assert_eq!((fifo.len(), occupancy.octets()), (1, 64));
+        assert_eq!((occupancy.pushed(), occupancy.drained()), (3, 2));
     }
 }

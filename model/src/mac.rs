@@ -22,7 +22,7 @@ pub fn fcs(frame: &[u8]) -> [u8; FCS] {
 const MAX_TAGS: usize = 2;
 
 /// The media access control of one port.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Mac {
     /// The longest frame without tags, in octets with its check sequence.
     max_untagged: usize,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use nic_backend::coalesce::CoalesceSpec;
-use nic_device::nic::ModerationStatus;
+use nic_device::rings::ModerationStatus;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::ctrl::{CtrlError, VIRTIO_NET_ERR};

@@ -18,26 +18,17 @@ const SECOND: u64 = 1_000_000_000;
 const OVERHEAD: u64 = 20;
 
 fn counters(guest: &Guest) -> PortCounters {
-    guest.transport.card().borrow().nic.port.counters().clone()
+    guest.transport.card().borrow().nic.counters()
 }
 
 /// Asserts that every frame is in one counter, and every buffer where it belongs.
 fn assert_balanced(guest: &Guest) {
     let card = guest.transport.card();
     let card = card.borrow();
-    let (port, in_fifo) = (&card.nic.port, card.nic.port.fifo_frames());
-    assert_eq!(
-        port.counters().receive_balance(in_fifo),
-        0,
-        "{:#?}",
-        port.status()
-    );
-    assert_eq!(
-        port.counters().transmit_balance(),
-        0,
-        "{:#?}",
-        port.status()
-    );
+    let (nic, in_fifo) = (&card.nic, card.nic.queues.frames());
+    let (counters, status) = (nic.counters(), nic.status());
+    assert_eq!(counters.receive_balance(in_fifo), 0, "{status:#?}");
+    assert_eq!(counters.transmit_balance(), 0, "{status:#?}");
 }
 
 /// Lets the guest receive until `end`; calls `each` with the instant and the octets of each frame.
@@ -105,7 +96,7 @@ fn the_line_carries_what_ethernet_can_and_not_a_frame_more() {
         assert!(arrived.abs_diff(exact) <= 1, "{what}: {arrived} of {exact}");
         assert!(counters.rx_frames - arrived <= 64, "{what}");
         assert_balanced(&guest);
-        let in_fifo = guest.transport.card().borrow().nic.port.fifo_frames() as u64;
+        let in_fifo = guest.transport.card().borrow().nic.queues.frames() as u64;
         let overflow = counters.drops.get(Drop::RxFifoOverflow);
         assert_eq!(
             counters.rx_frames,
@@ -119,9 +110,8 @@ fn the_line_carries_what_ethernet_can_and_not_a_frame_more() {
 fn after(guest: &Guest, now: Nanos) -> u64 {
     let card = guest.transport.card();
     let card = card.borrow();
-    let port = &card.nic.port;
-    let octets = port.counters().rx_octets + OVERHEAD * port.counters().rx_frames;
-    let each = octets / port.counters().rx_frames;
+    let (port, counters) = (&card.nic.port, card.nic.counters());
+    let each = counters.rx_octets / counters.rx_frames + OVERHEAD;
     let left = port.phy.rx.busy_until().since(now).as_nanos() as u64;
     (left * u64::from(port.phy.speed().mbps())).div_ceil(8_000 * each)
 }
@@ -139,7 +129,7 @@ fn what_does_not_fit_into_the_fifo_is_dropped_and_counted() {
     let before = counters(&guest);
     // As many as there are buffers, as many as the FIFO holds, and the rest.
     assert_eq!(before.rx_delivered, ring);
-    assert_eq!(guest.transport.card().borrow().nic.port.fifo_frames(), 1000);
+    assert_eq!(guest.transport.card().borrow().nic.queues.frames(), 1000);
     assert_eq!(
         before.drops.get(Drop::RxFifoOverflow),
         before.rx_frames - ring - 1000

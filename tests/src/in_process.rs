@@ -173,7 +173,9 @@ impl InProcess {
             .card
             .borrow_mut()
             .nic
+            .rings()
             .set_up(usize::from(index), setup)
+            .map(drop)
             .map_err(|error| TransportError::refused(format!("queue {index}"), error))
     }
 }
@@ -223,7 +225,7 @@ impl Transport for InProcess {
 
     fn enable_queue(&mut self, index: u16, enable: bool) -> Result<(), TransportError> {
         let nic = &mut self.world.card.borrow_mut().nic;
-        nic.enable(usize::from(index), enable);
+        nic.rings().enable(usize::from(index), enable);
         Ok(())
     }
 
@@ -232,6 +234,7 @@ impl Transport for InProcess {
             .card
             .borrow_mut()
             .nic
+            .rings()
             .tear_down(usize::from(index))
             .ok_or_else(|| TransportError::refused("stopping", format!("no queue {index}")))
     }

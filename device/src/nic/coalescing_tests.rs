@@ -1,6 +1,7 @@
 //! Interrupt moderation as a driver sets it over its control queue (VIRTIO 1.3, 5.1.6.5.10).
 
 use nic_model::host::Direction;
+use nic_model::moderation::Coalesce;
 use nic_model::port::PortConfig;
 
 use super::tests::{ANSWER, BASE, ERROR, OK, command};
@@ -136,7 +137,7 @@ fn the_last_setter_wins_and_queues_answer_for_themselves() {
     }
     // Nor has one that is disabled; enabled again, it has what was said for all.
     assert_eq!(vq_set(&mut bench, 0, 3, 30), OK);
-    bench.nic.tear_down(RX);
+    bench.nic.rings().tear_down(RX);
     assert_eq!(vq_set(&mut bench, 0, 1, 1), ERROR);
     assert_eq!(vq_get(&mut bench, 0), None);
     bench.set_up(RX);
@@ -149,12 +150,12 @@ fn a_queue_that_is_disabled_is_refused_and_forgets_what_was_its_own() {
     set(&mut bench, RX_SET, 4, LONG);
     assert_eq!(vq_set(&mut bench, 0, 3, LONG), OK);
     assert_eq!(receive(&mut bench, 2), 0);
-    bench.nic.enable(RX, true);
+    bench.nic.rings().enable(RX, true);
     assert_eq!(vq_get(&mut bench, 0), Some((3, LONG)), "it was enabled");
-    bench.nic.enable(RX, false);
+    bench.nic.rings().enable(RX, false);
     assert_eq!(vq_set(&mut bench, 0, 9, 9), ERROR);
     assert_eq!(vq_get(&mut bench, 0), None);
-    bench.nic.enable(RX, true);
+    bench.nic.rings().enable(RX, true);
     assert_eq!(vq_get(&mut bench, 0), Some((4, LONG)));
     assert_eq!(receive(&mut bench, 3), 0, "what waited was forgotten");
     assert_eq!(receive(&mut bench, 1), 1);
@@ -174,7 +175,7 @@ fn a_driver_that_cannot_moderate_does_not_inherit_it() {
     set(&mut bench, RX_SET, 1_000, LONG);
     assert_eq!(receive(&mut bench, 2), 0);
     for queue in [RX, TX, CONTROL] {
-        bench.nic.tear_down(queue);
+        bench.nic.rings().tear_down(queue);
     }
     bench.nic.set_features(BASE).unwrap();
     for queue in [RX, TX, CONTROL] {
@@ -250,7 +251,7 @@ fn a_reset_restores_what_the_card_came_with() {
         frames: 2,
     };
     for direction in [Direction::Receive, Direction::Transmit] {
-        nic.port.moderator.set_all(direction, other, Nanos::ZERO);
+        nic.queues.moderator.set_all(direction, other, Nanos::ZERO);
     }
     assert_eq!(all(&nic), (other, other));
     nic.reset();

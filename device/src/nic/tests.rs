@@ -154,7 +154,11 @@ fn a_command_without_a_place_for_the_answer_stops_the_queue_and_no_other() {
     assert!(!bench.nic.port.filter.promiscuous, "it was not executed");
     assert!(!bench.poll());
     assert_eq!(bench.errors[CONTROL].take(), 0);
-    assert_eq!(bench.nic.tear_down(CONTROL), Some(0), "it was not used");
+    assert_eq!(
+        bench.nic.rings().tear_down(CONTROL),
+        Some(0),
+        "it was not used"
+    );
     bench.post(RX, &[writable(BUFFERS, 100)]);
     bench.arrive(&[broadcast(60, 1)]);
     assert_eq!(bench.used(RX).len(), 1);
@@ -310,7 +314,7 @@ proptest! {
                 0 if index == RX => {
                     // Either no frame is left, or what is left is not enough for the one that waits.
                     let left: u64 = sound[used.len()..].iter().map(|(_, room, _)| room).sum();
-                    let (waiting, enough) = (bench.nic.port.fifo_frames(), if merge { 12 + 1518 } else { 1 });
+                    let (waiting, enough) = (bench.nic.queues.frames(), if merge { 12 + 1518 } else { 1 });
                     prop_assert!(waiting == 0 || left < enough);
                 }
                 0 => prop_assert_eq!(used.len(), posted),
@@ -318,7 +322,7 @@ proptest! {
             }
             allowed.push(bench.drivers[index].used_ring());
             prop_assert_eq!(
-                bench.nic.tear_down(index),
+                bench.nic.rings().tear_down(index),
                 Some(start.wrapping_add(used.len() as u16))
             );
         }

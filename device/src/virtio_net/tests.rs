@@ -130,7 +130,7 @@ fn a_frame_without_enough_buffers_waits_and_is_delivered_intact() {
             .collect();
         assert!(!bench.arrive(&[first.clone(), second.clone()]));
         assert_eq!(bench.used(RX), []);
-        assert_eq!(bench.nic.port.fifo_frames(), 2);
+        assert_eq!(bench.nic.queues.frames(), 2);
         assert!(!bench.nic.idle(bench.now), "no more buffers have come");
         if features.contains(Features::EVENT_IDX) {
             assert_eq!(
@@ -154,7 +154,7 @@ fn a_frame_without_enough_buffers_waits_and_is_delivered_intact() {
         bench.post(RX, &[places[3]]);
         assert!(bench.poll());
         assert!(bench.guest.read(places[3].addr + 12, 60) == second);
-        assert_eq!(bench.nic.port.counters().rx_delivered, 2);
+        assert_eq!(bench.nic.counters().rx_delivered, 2);
     }
 }
 
@@ -182,7 +182,7 @@ fn a_frame_for_which_the_whole_ring_is_too_small_is_dropped() {
     bench.arrive(&[broadcast(500, 1), broadcast(60, 2)]);
     assert_eq!(bench.used(RX), [(heads[0], 0), (heads[1], 0)]);
     assert_eq!(bench.dropped(Drop::RxBufferTooSmall), 1);
-    assert_eq!(bench.nic.port.fifo_frames(), 1, "the next frame waits");
+    assert_eq!(bench.nic.queues.frames(), 1, "the next frame waits");
     buffers(2, 100).for_each(|buffer| {
         bench.post(RX, &[buffer]);
     });
@@ -211,9 +211,9 @@ fn assert_stopped(bench: &mut Bench, index: usize, fault: Fault) {
     let before = bench.guest.snapshot();
     for _ in 0..3 {
         bench.arrive(&[broadcast(60, 1)]);
-        bench.nic.busy();
+        bench.nic.rings().busy();
         assert!(!bench.nic.device.want_kicks(index, true));
-        bench.nic.enable(index, true);
+        bench.nic.rings().enable(index, true);
     }
     // The other queues' flags change.
     let others = [RX, TX, CONTROL]
@@ -246,7 +246,7 @@ fn a_receive_chain_that_cannot_be_written_stops_the_queue() {
     assert_eq!(bench.lines[RX].take(), 1);
     assert_stopped(&mut bench, RX, Fault::NotWritable);
     assert_eq!(
-        bench.nic.tear_down(RX),
+        bench.nic.rings().tear_down(RX),
         Some(1),
         "the bad chain was not used"
     );
@@ -267,7 +267,7 @@ fn a_fault_amid_a_frame_leaves_no_chain_half_used() {
     bench.arrive(&[broadcast(500, 1)]);
     assert_eq!(bench.used(RX), []);
     assert_stopped(&mut bench, RX, Fault::HeadOutOfRange);
-    assert_eq!(bench.nic.tear_down(RX), Some(65_535));
+    assert_eq!(bench.nic.rings().tear_down(RX), Some(65_535));
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_transmit_chain_that_is_malformed_stops_the_queue() {
     assert_eq!(bench.lines[TX].take(), 1, "for the good one");
     assert_stopped(&mut bench, TX, Fault::AddressOutOfRange);
     assert_eq!(bench.sent.len(), 1);
-    assert_eq!(bench.nic.tear_down(TX), Some(1));
+    assert_eq!(bench.nic.rings().tear_down(TX), Some(1));
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn a_checksum_left_to_the_card_is_inserted() {
     bench.poll();
     assert_eq!(bench.sent, [frame]);
     assert_eq!(bench.used(TX), [(head, 0)]);
-    assert_eq!(bench.nic.port.counters().tx_checksum_inserted, 1);
+    assert_eq!(bench.nic.counters().tx_checksum_inserted, 1);
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn what_cannot_be_sent_is_counted_and_comes_back() {
         assert!(bench.poll(), "{name}");
         assert_eq!(bench.used(TX), [(head, 0)], "{name}");
         assert_eq!(bench.sent.len(), usize::from(reason.is_none()), "{name}");
-        let counters = bench.nic.port.counters();
+        let counters = bench.nic.counters();
         assert_eq!(
             counters.drops.total(),
             u64::from(reason.is_some()),
@@ -466,8 +466,8 @@ fn a_short_packet_is_padded_with_zeros_and_nothing_else() {
 #[test]
 fn a_disabled_queue_receives_nothing_and_discards_what_is_sent() {
     let mut bench = Bench::new(BASE);
-    bench.nic.enable(RX, false);
-    bench.nic.enable(TX, false);
+    bench.nic.rings().enable(RX, false);
+    bench.nic.rings().enable(TX, false);
     bench.post(RX, &[writable(BUFFERS, 2000)]);
     let head = bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     bench.arrive(&[broadcast(60, 1)]);
@@ -475,8 +475,8 @@ fn a_disabled_queue_receives_nothing_and_discards_what_is_sent() {
     assert!(bench.sent.is_empty());
     assert_eq!(bench.dropped(Drop::RxQueueDisabled), 1);
     assert_eq!(bench.dropped(Drop::TxQueueDisabled), 1);
-    bench.nic.enable(RX, true);
-    bench.nic.enable(TX, true);
+    bench.nic.rings().enable(RX, true);
+    bench.nic.rings().enable(TX, true);
     bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     bench.arrive(&[broadcast(60, 1)]);
     assert_eq!((bench.used(RX).len(), bench.sent.len()), (1, 1));
@@ -492,10 +492,10 @@ fn frames_that_wait_are_dropped_when_their_queue_goes() {
     ] {
         let mut bench = Bench::new(BASE);
         bench.arrive(&[broadcast(60, 1), broadcast(60, 2)]);
-        assert_eq!(bench.nic.port.fifo_frames(), 2);
+        assert_eq!(bench.nic.queues.frames(), 2);
         stop(&mut bench.nic.device);
         bench.poll();
-        assert_eq!(bench.nic.port.fifo_frames(), 0);
+        assert_eq!(bench.nic.queues.frames(), 0);
         assert_eq!(bench.dropped(Drop::RxQueueDisabled), 2);
     }
 }
@@ -508,14 +508,14 @@ fn after_tear_down_nothing_of_a_queue_is_touched() {
         bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     }
     bench.arrive(&[broadcast(60, 1), broadcast(60, 2)]);
-    assert_eq!(bench.nic.tear_down(RX), Some(0), "two were used");
-    assert_eq!(bench.nic.tear_down(TX), Some(1), "three were used");
-    assert_eq!(bench.nic.tear_down(RX), None);
+    assert_eq!(bench.nic.rings().tear_down(RX), Some(0), "two were used");
+    assert_eq!(bench.nic.rings().tear_down(TX), Some(1), "three were used");
+    assert_eq!(bench.nic.rings().tear_down(RX), None);
     bench.send(BUFFERS + 4000, &packet(&broadcast(60, 1)));
     let before = bench.guest.snapshot();
     bench.arrive(&[broadcast(60, 1)]);
     bench.nic.idle(bench.now);
-    bench.nic.busy();
+    bench.nic.rings().busy();
     let control = (bench.drivers[CONTROL].layout.used, 0x1000);
     assert_eq!(bench.guest.changed_outside(&before, &[control]), None);
     assert_eq!(bench.counters(RX).packets, 2, "counts go on");
@@ -565,7 +565,7 @@ fn queues_go_on_where_they_stood_in_new_memory_and_with_new_features() {
     bench.nic.set_features(Features::empty()).unwrap();
     bench.arrive(&[broadcast(80, 4)]);
     assert_eq!(bench.used(RX), [(2, 90)]);
-    assert_eq!(bench.nic.tear_down(RX), Some(2));
+    assert_eq!(bench.nic.rings().tear_down(RX), Some(2));
 }
 
 #[test]
@@ -579,9 +579,9 @@ fn a_queue_that_new_memory_does_not_hold_is_gone_and_the_others_are_not() {
     }
     let refused = bench.nic.device.set_memory(Some(small.memory)).unwrap_err();
     assert!(matches!(refused, BadRing::Unmapped { addr: 0x8000, .. }));
-    assert_eq!(bench.nic.tear_down(RX), Some(0));
-    assert_eq!(bench.nic.tear_down(TX), Some(0));
-    assert_eq!(bench.nic.tear_down(CONTROL), None);
+    assert_eq!(bench.nic.rings().tear_down(RX), Some(0));
+    assert_eq!(bench.nic.rings().tear_down(TX), Some(0));
+    assert_eq!(bench.nic.rings().tear_down(CONTROL), None);
     assert!(!bench.nic.device.rings().iter().any(Option::is_some));
     let mut bench = Bench::new(BASE);
     assert!(bench.nic.device.set_memory(None).is_err());
@@ -646,7 +646,7 @@ fn interrupts_that_are_not_wanted_or_cannot_be_raised_are_counted() {
 fn kicks_are_wanted_where_something_is_waited_for() {
     let mut bench = Bench::new(BASE | Features::CTRL_VQ);
     let flags = |bench: &Bench| bench.drivers.each_ref().map(Driver::used_flags);
-    bench.nic.busy();
+    bench.nic.rings().busy();
     assert_eq!(flags(&bench), [1, 1, 1]);
     assert!(!bench.nic.idle(bench.now));
     assert_eq!(
@@ -716,7 +716,7 @@ proptest! {
                 delivered += 1;
             }
         }
-        prop_assert_eq!(bench.nic.port.counters().rx_delivered, delivered);
+        prop_assert_eq!(bench.nic.counters().rx_delivered, delivered);
         prop_assert_eq!(bench.counters(RX).faults, 0);
     }
 }

@@ -1,12 +1,67 @@
 use super::*;
 use crate::frame::Fcs;
-use crate::host::Recorder;
-use crate::mac::fcs;
+use std::ops::{Deref, DerefMut};
 
-fn port(change: impl FnOnce(&mut PortConfig)) -> Port {
+use crate::host::{Direction, Host, Recorder};
+use crate::mac::fcs;
+use crate::queues::Queues;
+
+/// A port and its queues, run to completion.
+struct Card {
+    port: Port,
+    queues: Queues,
+}
+
+impl Deref for Card {
+    type Target = Port;
+    fn deref(&self) -> &Port {
+        &self.port
+    }
+}
+
+impl DerefMut for Card {
+    fn deref_mut(&mut self) -> &mut Port {
+        &mut self.port
+    }
+}
+
+impl Card {
+    fn new(config: &PortConfig) -> Self {
+        Card {
+            port: Port::new(config),
+            queues: Queues::new(config),
+        }
+    }
+
+    fn receive(&mut self, now: Nanos, frames: &mut Vec<Frame>, host: &mut impl Host) -> bool {
+        self.queues.receive(&mut self.port, now, frames, host)
+    }
+
+    fn transmit(&mut self, now: Nanos, out: &mut Vec<Frame>, host: &mut impl Host) -> bool {
+        self.queues.transmit(&mut self.port, now, out, host)
+    }
+
+    fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
+        let port = self.port.next_deadline(now);
+        [port, self.queues.next_deadline(now)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn next_notice(&self, now: Nanos, next_frame: Option<Nanos>) -> Option<Nanos> {
+        self.queues.next_notice(&self.port, now, next_frame)
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.port.counters(self.queues.counters())
+    }
+}
+
+fn card(change: impl FnOnce(&mut PortConfig)) -> Card {
     let mut config = PortConfig::default();
     change(&mut config);
-    Port::new(&config)
+    Card::new(&config)
 }
 
 fn broadcast(len: usize) -> Vec<u8> {
@@ -16,7 +71,7 @@ fn broadcast(len: usize) -> Vec<u8> {
 }
 
 /// Puts frames on the wire at `now`, as many as the line takes, and returns how many.
-fn arrive(port: &mut Port, host: &mut Recorder, now: Nanos, frames: &[Vec<u8>]) -> usize {
+fn arrive(port: &mut Card, host: &mut Recorder, now: Nanos, frames: &[Vec<u8>]) -> usize {
     let mut burst = Vec::new();
     for bytes in frames.iter().take(port.rx_room(now)) {
         let mut frame = port.pool.take();
@@ -29,20 +84,22 @@ fn arrive(port: &mut Port, host: &mut Recorder, now: Nanos, frames: &[Vec<u8>]) 
     taken
 }
 
-fn assert_balanced(port: &Port) {
+fn assert_balanced(port: &Card) {
     let counters = port.counters();
     assert_eq!(
-        counters.receive_balance(port.fifo_frames()),
+        counters.receive_balance(port.queues.frames()),
         0,
         "{counters:?}"
     );
     assert_eq!(counters.transmit_balance(), 0, "{counters:?}");
-    assert_eq!(port.pool.lent(), port.fifo_frames(), "a frame was lost");
+    let waiting = port.queues.frames();
+    assert_eq!(port.pool.lent(), waiting, "a frame was lost");
+    assert_eq!(port.status([]).rx_fifo_frames, waiting);
 }
 
 #[test]
 fn a_frame_is_delivered_when_its_last_bit_has_arrived_and_not_before() {
-    let mut port = port(|c| c.speed = Speed::from_mbps(1_000).unwrap());
+    let mut port = card(|c| c.speed = Speed::from_mbps(1_000).unwrap());
     let (mut host, mut now) = (Recorder::default(), Nanos(0));
     arrive(
         &mut port,
@@ -67,7 +124,7 @@ fn a_frame_is_delivered_when_its_last_bit_has_arrived_and_not_before() {
 
 #[test]
 fn the_line_takes_no_more_than_its_rate() {
-    let mut port = port(|c| c.speed = Speed::from_mbps(1_000).unwrap());
+    let mut port = card(|c| c.speed = Speed::from_mbps(1_000).unwrap());
     let mut host = Recorder::default();
     let burst: Vec<_> = (0..BURST).map(|_| broadcast(60)).collect();
     let (mut now, mut frames) = (Nanos(0), 0);
@@ -82,7 +139,7 @@ fn the_line_takes_no_more_than_its_rate() {
 
 #[test]
 fn a_host_without_buffers_fills_the_fifo_and_then_frames_are_lost_and_counted() {
-    let mut port = port(|c| c.fifo = 100 * 64);
+    let mut port = card(|c| c.fifo = 100 * 64);
     let mut host = Recorder {
         buffers: Some(10),
         ..Default::default()
@@ -94,9 +151,9 @@ fn a_host_without_buffers_fills_the_fifo_and_then_frames_are_lost_and_counted() 
         assert_balanced(&port);
     }
     assert_eq!(host.delivered.len(), 10);
-    assert_eq!(port.fifo_frames(), 100);
+    assert_eq!(port.queues.frames(), 100);
     assert_eq!(port.counters().drops.get(Drop::RxFifoOverflow), 20);
-    assert!(port.starved(now, QueueIndex(0)));
+    assert!(port.queues.starved(now, QueueIndex(0)));
     host.buffers = None;
     port.receive(now, &mut Vec::new(), &mut host);
     assert_eq!(host.delivered.len(), 110);
@@ -105,7 +162,7 @@ fn a_host_without_buffers_fills_the_fifo_and_then_frames_are_lost_and_counted() 
 
 #[test]
 fn every_receive_drop_has_its_counter() {
-    let mut port = port(|c| c.mac = MacAddress([2, 0, 0, 0, 0, 1]));
+    let mut port = card(|c| c.mac = MacAddress([2, 0, 0, 0, 0, 1]));
     port.filter.active = true;
     let mut host = Recorder::default();
     let mut burst = Vec::new();
@@ -139,7 +196,7 @@ fn every_receive_drop_has_its_counter() {
         burst.push(frame);
     }
     port.receive(Nanos(1_000_000), &mut burst, &mut host);
-    let drops = &port.counters().drops;
+    let drops = port.counters().drops;
     assert_eq!(drops.get(Drop::RxFcs), 1);
     assert_eq!(drops.get(Drop::RxUndersize), 2);
     assert_eq!(drops.get(Drop::RxFragment), 1);
@@ -152,7 +209,7 @@ fn every_receive_drop_has_its_counter() {
 
 #[test]
 fn transmit_is_paced_by_the_line_and_balanced() {
-    let mut port = port(|c| c.speed = Speed::from_mbps(1_000).unwrap());
+    let mut port = card(|c| c.speed = Speed::from_mbps(1_000).unwrap());
     let mut host = Recorder::default();
     for _ in 0..1000 {
         host.to_send.push_back((broadcast(60), Checksum::Unknown));
@@ -185,7 +242,7 @@ fn transmit_is_paced_by_the_line_and_balanced() {
 
 #[test]
 fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
-    let mut port = port(|c| c.link = false);
+    let mut port = card(|c| c.link = false);
     let mut host = Recorder::default();
     assert_eq!(port.rx_room(Nanos(0)), 0);
     host.to_send.push_back((broadcast(60), Checksum::Unknown));
@@ -200,7 +257,7 @@ fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
 
 #[test]
 fn frames_that_had_to_wait_for_buffers_come_to_the_host_when_it_has_some() {
-    let mut port = port(|c| {
+    let mut port = card(|c| {
         c.rx_coalesce = Coalesce {
             usecs: 50,
             frames: 1_000,
@@ -224,6 +281,7 @@ fn frames_that_had_to_wait_for_buffers_come_to_the_host_when_it_has_some() {
     port.receive(deadline, &mut Vec::new(), &mut host);
     assert_eq!(host.interrupts.len(), 1);
     let counters = port
+        .queues
         .moderator
         .of(QueueIndex(0), Direction::Receive)
         .counters();
@@ -235,9 +293,9 @@ fn interrupts(
     config: &PortConfig,
     ready: &[u64],
     buffers: Option<usize>,
-    next: impl Fn(&Port, Nanos, Option<Nanos>) -> Option<Nanos>,
+    next: impl Fn(&Card, Nanos, Option<Nanos>) -> Option<Nanos>,
 ) -> (Vec<Nanos>, usize, u32) {
-    let mut port = Port::new(config);
+    let mut port = Card::new(config);
     let mut host = Recorder {
         buffers,
         ..Recorder::default()
@@ -276,6 +334,7 @@ fn interrupts(
         }
     }
     let queue = port
+        .queues
         .moderator
         .of(QueueIndex(0), Direction::Receive)
         .counters();
@@ -305,7 +364,7 @@ proptest::proptest! {
             let wire = wire.filter(|_| port.rx_room(now) > 0);
             [wire, port.next_deadline(now)].into_iter().flatten().min()
         });
-        let few = interrupts(&config, &ready, buffers, Port::next_notice);
+        let few = interrupts(&config, &ready, buffers, Card::next_notice);
         proptest::prop_assert_eq!(&every.0, &few.0);
         proptest::prop_assert_eq!(every.1, few.1);
         proptest::prop_assert!(few.2 <= every.2, "{} stops instead of {}", few.2, every.2);

@@ -1,0 +1,270 @@
+//! The queues: what one worker does for the host's rings, from the FIFO on.
+//!
+//! Receive: frames that the port has steered wait in their queue's FIFO until they have arrived; then they go by DMA into the
+//! host's buffers, and the moderation says when to interrupt. Transmit: packets come by DMA, are made frames that may
+//! go on the line, and wait for the port to send them. Dropped and counted by queue: what comes for a queue that the
+//! driver has disabled, what the host's buffers are too small for, and packets that are none.
+
+use std::time::Duration;
+
+use crate::BURST;
+use crate::counters::{Drop, QueueCounters};
+use crate::fifo::Fifo;
+use crate::frame::{Frame, Pool};
+use crate::host::{Direction, Host, QueueIndex};
+use crate::mac::Mac;
+use crate::moderation::Moderator;
+use crate::port::{Port, PortConfig};
+use crate::time::Nanos;
+
+/// All queue pairs, those of other workers included: these stay empty.
+#[derive(Debug)]
+pub struct Queues {
+    /// When they interrupt.
+    pub moderator: Moderator,
+    /// Frames fetched from the host that are about to go to the port.
+    pub fetched: Vec<Frame>,
+    fifos: Vec<Fifo>,
+    counters: Vec<QueueCounters>,
+    mac: Mac,
+    lead: Duration,
+}
+
+impl Queues {
+    /// The queues of a card as `config` says, with nothing in them.
+    #[must_use]
+    pub fn new(config: &PortConfig) -> Self {
+        let pairs = usize::from(config.queue_pairs.max(1));
+        Queues {
+            moderator: Moderator::new(pairs, config.rx_coalesce, config.tx_coalesce),
+            fetched: Vec::with_capacity(BURST),
+            fifos: (0..pairs).map(|_| Fifo::default()).collect(),
+            counters: vec![QueueCounters::default(); pairs],
+            mac: Mac::new(config.mtu),
+            lead: config.lead,
+        }
+    }
+
+    /// Queue pairs.
+    #[must_use]
+    pub fn pairs(&self) -> u16 {
+        self.fifos.len() as u16
+    }
+
+    /// Puts a frame that the port has admitted into the FIFO of `queue`.
+    #[inline]
+    pub fn push(&mut self, queue: QueueIndex, frame: Frame) {
+        self.fifos[usize::from(queue.0)].push(frame);
+    }
+
+    /// Moves frames of `queue` that have arrived from its FIFO to the host, as far as it has buffers, and hands them to
+    /// `release`. All that have arrived by `known` are there. Returns whether any was moved.
+    pub fn deliver(
+        &mut self,
+        queue: QueueIndex,
+        now: Nanos,
+        known: Nanos,
+        host: &mut impl Host,
+        mut release: impl FnMut(Frame),
+    ) -> bool {
+        let index = usize::from(queue.0);
+        let (fifo, counters) = (&mut self.fifos[index], &mut self.counters[index]);
+        let moderation = self.moderator.of_mut(queue, Direction::Receive);
+        let horizon = now + self.lead;
+        let mut worked = false;
+        // The driver has a packet when it has arrived, or, if there was no buffer then, now.
+        let since = if fifo.refused { now } else { Nanos::ZERO };
+        while !fifo.is_empty() {
+            if !host.receives(queue) {
+                let stale = fifo.len();
+                counters.drops.count_many(Drop::RxQueueDisabled, stale);
+                fifo.drain(stale, release);
+                fifo.refused = false;
+                break;
+            }
+            let arrived = arrived(fifo.front(), horizon);
+            if arrived.is_empty() {
+                break;
+            }
+            let (offered, dropped) = (arrived.len(), counters.drops.total());
+            let taken = host.deliver(queue, arrived, &mut counters.drops);
+            let dropped = counters.drops.total() - dropped;
+            counters.rx_delivered += taken as u64 - dropped;
+            for frame in &arrived[..taken] {
+                moderation.packet(frame.arrival.max(since), now);
+            }
+            fifo.refused = taken < offered;
+            fifo.drain(taken, &mut release);
+            worked |= taken > 0;
+            if moderation.take_due() {
+                host.interrupt(queue, Direction::Receive);
+            }
+            if taken < offered {
+                break;
+            }
+        }
+        moderation.expire(known, now);
+        if moderation.take_due() {
+            host.interrupt(queue, Direction::Receive);
+        }
+        worked
+    }
+
+    /// Takes a burst of packets of `queue` from the host into [`Queues::fetched`], those that may go on the line. Their
+    /// buffers in the host are the driver's again. Returns how many were taken, those dropped included.
+    pub fn fetch(
+        &mut self,
+        queue: QueueIndex,
+        now: Nanos,
+        pool: &mut Pool,
+        host: &mut impl Host,
+    ) -> usize {
+        let counters = &mut self.counters[usize::from(queue.0)];
+        let taken = host.fetch_tx(queue, BURST, pool, &mut self.fetched, &mut counters.drops);
+        if taken == 0 {
+            return 0;
+        }
+        counters.tx_fetched += taken as u64;
+        let mut at = 0;
+        while let Some(frame) = self.fetched.get_mut(at) {
+            match self.mac.prepare(frame) {
+                Ok(inserted) => {
+                    counters.tx_checksum_inserted += u64::from(inserted);
+                    at += 1;
+                }
+                Err(reason) => {
+                    counters.drops.count(reason);
+                    pool.give(self.fetched.remove(at));
+                }
+            }
+        }
+        host.complete_tx(queue);
+        let moderation = self.moderator.of_mut(queue, Direction::Transmit);
+        for _ in 0..taken {
+            moderation.packet(now, now);
+        }
+        if moderation.take_due() {
+            host.interrupt(queue, Direction::Transmit);
+        }
+        taken
+    }
+
+    /// Interrupts the driver of `queue` if its sent packets have waited long enough to be told of.
+    #[inline]
+    pub fn expire_transmit(&mut self, queue: QueueIndex, now: Nanos, host: &mut impl Host) {
+        let moderation = self.moderator.of_mut(queue, Direction::Transmit);
+        moderation.expire(now, now);
+        if moderation.take_due() {
+            host.interrupt(queue, Direction::Transmit);
+        }
+    }
+
+    /// Takes a burst from the wire through `port`, which has the same owner, and delivers what has arrived to the host.
+    /// Leaves `frames` empty. Returns whether anything was delivered.
+    pub fn receive(
+        &mut self,
+        port: &mut Port,
+        now: Nanos,
+        frames: &mut Vec<Frame>,
+        host: &mut impl Host,
+    ) -> bool {
+        let known = port.receive(now, frames, |queue, frame| self.push(queue, frame));
+        let mut worked = false;
+        for queue in (0..self.pairs()).map(QueueIndex) {
+            let release = |frame| port.release(queue, frame);
+            worked |= self.deliver(queue, now, known, host, release);
+        }
+        worked
+    }
+
+    /// Takes frames from the host, as many as the line of `port`, which has the same owner, has time for, and
+    /// appends them to `out`, each with the instant at which its last bit leaves. Returns whether there were any.
+    pub fn transmit(
+        &mut self,
+        port: &mut Port,
+        now: Nanos,
+        out: &mut Vec<Frame>,
+        host: &mut impl Host,
+    ) -> bool {
+        let worked = port.transmit(now, |port, queue| {
+            let taken = self.fetch(queue, now, &mut port.pool, host);
+            for frame in self.fetched.drain(..) {
+                port.send(now, frame, out);
+            }
+            taken
+        });
+        for queue in (0..self.pairs()).map(QueueIndex) {
+            self.expire_transmit(queue, now, host);
+        }
+        worked
+    }
+
+    /// When the queues have something to do again without anybody's asking; `None` if they only wait for frames or the
+    /// host.
+    #[must_use]
+    pub fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
+        let horizon = now + self.lead;
+        let arrivals = self
+            .fifos
+            .iter()
+            .filter_map(|fifo| fifo.front().first())
+            .map(|frame| frame.arrival)
+            .filter(|&arrival| arrival > horizon);
+        // The line may run ahead of the clock, interrupts may not.
+        arrivals
+            .map(|due| due - self.lead)
+            .chain(self.moderator.next_deadline())
+            .min()
+    }
+
+    /// When the host can notice at the earliest that the card has done something, if it does nothing itself and the
+    /// wire of `port` has no frame ready before `next_frame` (`None`: none any more). In virtual time whoever drives
+    /// the card may sleep until then: what arrives meanwhile is dealt with in one burst, each frame as of its own
+    /// instant.
+    #[must_use]
+    pub fn next_notice(&self, port: &Port, now: Nanos, next_frame: Option<Nanos>) -> Option<Nanos> {
+        let received = self.fifos.iter().enumerate().filter_map(|(index, fifo)| {
+            let queue = QueueIndex(index as u16);
+            let moderation = self.moderator.of(queue, Direction::Receive);
+            moderation.earliest(|n| match fifo.get(n - 1) {
+                _ if fifo.refused => None,
+                Some(frame) => Some(frame.arrival),
+                None => next_frame.map(|ready| port.phy.rx.earliest(n - fifo.len(), ready)),
+            })
+        });
+        received
+            .chain(port.tx_resumes())
+            .chain(self.moderator.next_deadline())
+            .min()
+            .map(|due| due.max(now))
+    }
+
+    /// Whether frames have arrived on `queue` that the host has no buffers for.
+    #[must_use]
+    pub fn starved(&self, now: Nanos, queue: QueueIndex) -> bool {
+        let front = self.fifos[usize::from(queue.0)].front();
+        !arrived(front, now + self.lead).is_empty()
+    }
+
+    /// Frames that wait in all FIFOs.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.fifos.iter().map(Fifo::len).sum()
+    }
+
+    /// Each queue pair's counts.
+    #[must_use]
+    pub fn counters(&self) -> &[QueueCounters] {
+        &self.counters
+    }
+}
+
+/// The leading frames, at most a burst, whose last bit has arrived by `horizon`.
+#[inline]
+fn arrived(frames: &[Frame], horizon: Nanos) -> &[Frame] {
+    let burst = &frames[..frames.len().min(BURST)];
+    match burst.last() {
+        Some(last) if last.arrival <= horizon => burst,
+        _ => &burst[..burst.partition_point(|frame| frame.arrival <= horizon)],
+    }
+}
