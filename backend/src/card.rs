@@ -4,11 +4,45 @@
 //! knows which.
 
 use nic_device::nic::Nic;
+use nic_device::rings::Rings;
 use nic_model::BURST;
 use nic_model::frame::Frame;
+use nic_model::port::Port;
 use nic_model::time::Nanos;
 
 use crate::wire::Wire;
+use crate::worker::Body;
+
+/// Whoever has the port and its wire.
+pub trait Line {
+    /// The port.
+    fn port(&self) -> &Port;
+
+    /// The wire.
+    fn wire(&self) -> &dyn Wire;
+
+    /// Both, to be changed.
+    fn plug(&mut self) -> (&mut Port, &mut dyn Wire);
+
+    /// When a frame comes from the wire that the port could take.
+    fn wire_deadline(&self, now: Nanos) -> Option<Nanos> {
+        // While the line is busy, frames on the wire have to wait for it; the port knows until when.
+        match self.port().rx_room(now) {
+            0 => None,
+            _ => self.wire().next_deadline(),
+        }
+    }
+
+    /// Brings the link up or down; returns whether that is a change.
+    fn set_link(&mut self, now: Nanos, up: bool) -> bool {
+        let (port, wire) = self.plug();
+        let changed = port.phy.set_link(up);
+        if changed {
+            wire.link_changed(now, up);
+        }
+        changed
+    }
+}
 
 /// A card and what its line is plugged into.
 pub struct Card {
@@ -34,9 +68,38 @@ impl Card {
         card
     }
 
-    /// Moves one burst in each direction. Returns whether there was anything to do.
+    /// When the driver can notice at the earliest that the card has done something, if it does nothing itself. In
+    /// virtual time a round is not needed before: what happens until then happens in one, each thing as of its own
+    /// instant.
+    #[must_use]
+    pub fn next_notice(&self, now: Nanos) -> Option<Nanos> {
+        if self.wire.is_scheduled() {
+            let nic = &self.nic;
+            let next_frame = self.wire.next_deadline();
+            nic.queues.next_notice(&nic.port, now, next_frame)
+        } else {
+            self.next_deadline(now)
+        }
+    }
+}
+
+impl Line for Card {
+    fn port(&self) -> &Port {
+        &self.nic.port
+    }
+
+    fn wire(&self) -> &dyn Wire {
+        &*self.wire
+    }
+
+    fn plug(&mut self) -> (&mut Port, &mut dyn Wire) {
+        (&mut self.nic.port, &mut *self.wire)
+    }
+}
+
+impl Body for Card {
     #[inline]
-    pub fn round(&mut self, now: Nanos) -> bool {
+    fn round(&mut self, now: Nanos) -> bool {
         let room = self.nic.port.rx_room(now);
         if room > 0 {
             self.wire
@@ -51,46 +114,20 @@ impl Card {
         came || worked
     }
 
-    /// When a round has something to do without anybody's asking.
-    #[must_use]
-    pub fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
-        // While the line is busy, frames on the wire have to wait for it; the port knows until when.
-        let wire = match self.nic.port.rx_room(now) {
-            0 => None,
-            _ => self.wire.next_deadline(),
-        };
-        [wire, self.nic.next_deadline(now)]
-            .into_iter()
-            .flatten()
-            .min()
+    fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
+        let nic = self.nic.next_deadline(now);
+        nic.into_iter().chain(self.wire_deadline(now)).min()
     }
 
-    /// When the driver can notice at the earliest that the card has done something, if it does nothing itself. In
-    /// virtual time a round is not needed before: what happens until then happens in one, each thing as of its own
-    /// instant.
-    #[must_use]
-    pub fn next_notice(&self, now: Nanos) -> Option<Nanos> {
-        if self.wire.is_scheduled() {
-            let nic = &self.nic;
-            let next_frame = self.wire.next_deadline();
-            nic.queues.next_notice(&nic.port, now, next_frame)
-        } else {
-            self.next_deadline(now)
-        }
+    fn idle(&mut self, now: Nanos) -> bool {
+        self.nic.idle(now)
     }
 
-    /// Brings the link up or down; returns whether that is a change.
-    pub fn set_link(&mut self, now: Nanos, up: bool) -> bool {
-        let changed = self.nic.port.phy.set_link(up);
-        if changed {
-            self.wire.link_changed(now, up);
-        }
-        changed
+    fn rings(&mut self) -> Rings<'_> {
+        self.nic.rings()
     }
 
-    /// The wire.
-    #[must_use]
-    pub fn wire(&self) -> &dyn Wire {
-        &*self.wire
+    fn line(&self) -> Option<&dyn Line> {
+        Some(self)
     }
 }

@@ -85,9 +85,13 @@ struct Serve {
     /// Where to listen for a virtual machine
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
-    /// Queue pairs; this version has one
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1))]
+    /// Queue pairs: 1 to 31
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=31))]
     queues: u16,
+    /// Threads that move packets: 1 runs the whole card, of N each serves some of the queue pairs, and the line has one of
+    /// its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=31))]
+    workers: u16,
     /// The card's address
     #[arg(long, default_value = "52:54:00:12:34:56")]
     mac: MacAddress,
@@ -162,6 +166,7 @@ impl Serve {
             },
             features: self.features(),
             wire: self.wire.clone(),
+            workers: self.workers,
             poll: self.poll,
             trace: self.trace_protocol,
             clock: Clock::start(),

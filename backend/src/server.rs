@@ -16,18 +16,18 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, bail};
 use log::{error, info};
 use nic_device::features::Features;
-use nic_device::nic::{Nic, NicStatus};
+use nic_device::nic::NicStatus;
 use nic_model::port::PortConfig;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
-use crate::card::Card;
 use crate::clock::Clock;
+use crate::engine::{Engine, EngineConfig};
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
 use crate::wire::{PortFacts, WireSpec};
-use crate::worker::{self, EndOnPanic, Ended, WorkerHandle};
+use crate::worker::{self, EndOnPanic, Ended};
 
 /// What a NIC is made of.
 #[derive(Clone, Debug)]
@@ -40,7 +40,9 @@ pub struct NicConfig {
     pub features: Features,
     /// What its line is plugged into.
     pub wire: WireSpec,
-    /// Whether the worker spins instead of sleeping.
+    /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own.
+    pub workers: u16,
+    /// Whether they spin instead of sleeping.
     pub poll: bool,
     /// Whether each message of the protocol is logged.
     pub trace: bool,
@@ -51,12 +53,12 @@ pub struct NicConfig {
 /// A NIC that runs. It stops, and its socket is removed, when it is dropped.
 pub struct NicServer {
     socket: PathBuf,
-    worker: WorkerHandle,
+    engine: Engine,
     front_end: Arc<FrontEnd>,
     wire: WireSpec,
     stop: Arc<EventFd>,
     accept_thread: Option<JoinHandle<()>>,
-    worker_thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What a NIC has done and where it stands, at one instant.
@@ -70,7 +72,7 @@ pub struct ServerStatus {
     pub connections: u64,
     /// Messages of theirs that were refused.
     pub refused_messages: u64,
-    /// Times that the worker slept.
+    /// Times that the workers slept.
     pub worker_sleeps: u64,
     /// The wire's own counts.
     pub wire_counters: serde_json::Map<String, serde_json::Value>,
@@ -97,26 +99,30 @@ impl NicServer {
             speed: config.port.speed,
         };
         let wire = config.wire.open(&facts)?;
-        let (port, features) = (config.port.clone(), config.features);
-        let lead = worker::lead(config.poll);
-        let make = move |now| {
-            let port = PortConfig { lead, ..port };
-            Card::new(Nic::new(&port, features), wire, now)
-        };
-        let (worker, thread) = worker::spawn(make, config.clock, config.poll)?;
+        let (engine, threads) = Engine::start(EngineConfig {
+            port: PortConfig {
+                lead: worker::lead(config.poll),
+                ..config.port.clone()
+            },
+            features: config.features,
+            wire,
+            workers: config.workers,
+            poll: config.poll,
+            clock: config.clock,
+        })?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = Arc::new(EventFd::from_flags(flags)?);
         let mut server = NicServer {
             socket: config.socket,
-            worker: worker.clone(),
+            engine: engine.clone(),
             front_end: Arc::default(),
             wire: config.wire,
             stop: stop.clone(),
             accept_thread: None,
-            worker_thread: Some(thread),
+            threads,
         };
         let session = SessionConfig {
-            worker,
+            engine,
             offered: config.features,
             queues: 2 * usize::from(config.port.queue_pairs) + 1,
             trace: config.trace,
@@ -136,10 +142,7 @@ impl NicServer {
     /// # Errors
     /// The NIC has ended.
     pub fn set_link(&self, up: bool) -> Result<bool, Ended> {
-        let changed = self.worker.call(move |worker| {
-            let now = worker.now();
-            worker.card.set_link(now, up)
-        })?;
+        let changed = self.engine.line(move |line, now| line.set_link(now, up))?;
         if changed {
             info!("link {}", if up { "up" } else { "down" });
             self.front_end.config_changed();
@@ -152,10 +155,8 @@ impl NicServer {
     /// # Errors
     /// The NIC has ended.
     pub fn status(&self) -> Result<ServerStatus, Ended> {
-        let (nic, wire_counters, worker_sleeps) = self.worker.call(|worker| {
-            let card = &worker.card;
-            (card.nic.status(), card.wire().counters(), worker.sleeps)
-        })?;
+        let (nic, worker_sleeps) = self.engine.status()?;
+        let wire_counters = self.engine.line(|line, _| line.wire().counters())?;
         Ok(ServerStatus {
             socket: self.socket.display().to_string(),
             wire: self.wire.to_string(),
@@ -185,9 +186,10 @@ impl Drop for NicServer {
             let _ = thread.join();
         }
         // No connection is left. A worker that does not answer is not waited for.
-        let stopped = self.worker.call(worker::Worker::stop);
-        if let (Ok(()), Some(thread)) = (stopped, self.worker_thread.take()) {
-            let _ = thread.join();
+        if self.engine.stop().is_ok() {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
         remove(&self.socket);
     }

@@ -2,7 +2,7 @@
 //!
 //! A session joins three parties: the front-end's socket, the [`relay`](crate::relay) behind it, and the crate
 //! vhost-user-backend, which keeps the protocol's state and calls `NicBackend`. What it is told goes to the
-//! worker as jobs. When the connection ends, however it ends, the worker lets go of the guest's memory.
+//! workers as jobs. When the connection ends, however it ends, they let go of the guest's memory.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,8 +13,10 @@ use log::{debug, info, warn};
 use nic_device::config;
 use nic_device::features::Features;
 use nic_device::memory::GuestMemory;
+use nic_device::nic::set_port_features;
 use nic_device::ring::BadRing;
 use nic_device::split::{Layout, SplitRing};
+use nic_model::port::Port;
 use nix::sys::eventfd::EventFd;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -22,13 +24,14 @@ use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::engine::{Engine, Server};
 use crate::relay::{FrontEnd, Relay};
 use crate::vring::{Memory, NicVring, Said, with_session};
-use crate::worker::{Worker, WorkerHandle};
+use crate::worker::ServesRings;
 
 /// What the rings and the crate's callbacks share.
 pub struct Session {
-    worker: WorkerHandle,
+    engine: Engine,
     state: Mutex<State>,
     rings: Vec<Mutex<Said>>,
 }
@@ -40,12 +43,20 @@ struct State {
 }
 
 impl Session {
-    /// Runs `job` on the worker. `None` if it has ended: then the process is about to.
-    pub(crate) fn call<R: Send + 'static>(
+    /// Runs `job` with whoever serves ring `index`. `None` if that thread has ended: then the process is about to.
+    pub(crate) fn ring<R: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Worker) -> R + Send + 'static,
+        index: usize,
+        job: impl FnOnce(&mut dyn ServesRings) -> R + Send + 'static,
     ) -> Option<R> {
-        self.worker.call(job).ok()
+        let server = self.server(index, self.state().acked);
+        self.engine.ring(server, job).ok()
+    }
+
+    /// Who serves ring `index` if the driver accepted `acked`.
+    fn server(&self, index: usize, acked: Features) -> Server {
+        let pairs = (self.rings.len() / 2) as u16;
+        self.engine.server(index, acked.control_queue(pairs))
     }
 
     /// What the front-end has said about ring `index`.
@@ -57,12 +68,12 @@ impl Session {
         self.state.lock().expect("no holder panics")
     }
 
-    /// Has the worker set ring `index` up as it stands now, if it is complete.
+    /// Has ring `index` set up as it stands now, if it is complete.
     pub(crate) fn set_up(&self, index: usize) {
         let Some((setup, base)) = self.said(index).setup(index) else {
             return;
         };
-        let result = self.call(move |worker| worker.card.nic.rings().set_up(index, setup));
+        let result = self.ring(index, move |rings| rings.rings().set_up(index, setup));
         match result {
             Some(Ok(next)) if next != base => info!(
                 "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
@@ -75,11 +86,44 @@ impl Session {
     /// Sets up the rings that were lost when memory or features changed, now that they may be possible again.
     fn set_up_lost(&self) {
         for index in 0..self.rings.len() {
-            let position = self.call(move |worker| worker.card.nic.device.position(index));
+            let position = self.ring(index, move |rings| rings.rings().device.position(index));
             if position == Some(None) {
                 self.set_up(index);
+                let kick = self.said(index).kick(index);
+                self.ring(index, move |rings| rings.set_kick(index, kick));
             }
         }
+    }
+
+    /// The driver accepted `acked`. A ring that has somebody else to serve it now, since it is for control or no more,
+    /// goes to him.
+    fn accept(&self, acked: Features) {
+        let before = std::mem::replace(&mut self.state().acked, acked);
+        for index in 0..self.rings.len() {
+            let server = self.server(index, before);
+            if server != self.server(index, acked) {
+                // If the thread has ended, the process is about to.
+                let _ = self.engine.ring(server, move |rings| {
+                    rings.set_kick(index, None);
+                    rings.rings().tear_down(index)
+                });
+            }
+        }
+        let _ = self.engine.port(move |port| set_port_features(port, acked));
+        let set = self
+            .engine
+            .rings(move |rings| rings.rings().set_features(acked));
+        for error in set.into_iter().flatten().filter_map(Result::err) {
+            warn!("a queue cannot go on with these features: {error}");
+        }
+        self.set_up_lost();
+    }
+
+    /// Lets go of what the driver and the front-end set up, by way of `job` where there are rings.
+    fn reset(&self, job: fn(&mut dyn ServesRings)) {
+        // If a thread has ended, the process is about to.
+        let _ = self.engine.rings(job);
+        let _ = self.engine.port(Port::reset);
     }
 
     /// Whether a ring could be at `layout` in the present memory.
@@ -128,14 +172,7 @@ impl VhostUserBackend for NicBackend {
         } else {
             info!("the driver accepted {acked}");
         }
-        self.session.state().acked = acked;
-        let set = self
-            .session
-            .call(move |worker| worker.card.nic.set_features(acked));
-        if let Some(Err(error)) = set {
-            warn!("a queue cannot go on with these features: {error}");
-        }
-        self.session.set_up_lost();
+        self.session.accept(acked);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -149,11 +186,12 @@ impl VhostUserBackend for NicBackend {
 
     fn reset_device(&self) {
         info!("the front-end resets the device");
+        // First the rings, by those who serve them now.
+        self.session.reset(|rings| rings.reset());
         self.session.state().acked = Features::empty();
         for index in 0..self.queues {
             self.session.said(index).reset();
         }
-        self.session.call(Worker::reset);
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -162,8 +200,9 @@ impl VhostUserBackend for NicBackend {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         self.session
-            .call(move |worker| config::read(&worker.card.nic.port, offset as usize, size as usize))
-            .unwrap_or_else(|| vec![0; size as usize])
+            .engine
+            .port(move |port| config::read(port, offset as usize, size as usize))
+            .unwrap_or_else(|_| vec![0; size as usize])
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
@@ -180,9 +219,9 @@ impl VhostUserBackend for NicBackend {
         self.session.state().memory = Some(memory.clone());
         let set = self
             .session
-            .worker
-            .call(move |worker| worker.card.nic.device.set_memory(Some(memory)))?;
-        if let Err(error) = set {
+            .engine
+            .rings(move |rings| rings.rings().set_memory(Some(memory)))?;
+        for error in set.into_iter().filter_map(Result::err) {
             warn!("a queue cannot go on in the new memory: {error}");
         }
         self.session.set_up_lost();
@@ -208,8 +247,8 @@ impl VhostUserBackend for NicBackend {
 /// What a session needs to know of the NIC that it serves.
 #[derive(Clone)]
 pub struct SessionConfig {
-    /// The NIC's worker.
-    pub worker: WorkerHandle,
+    /// The NIC's threads.
+    pub engine: Engine,
     /// What is offered to drivers.
     pub offered: Features,
     /// Virtqueues, the control queue included.
@@ -232,7 +271,7 @@ pub fn serve(
     stop: &EventFd,
 ) -> anyhow::Result<()> {
     let session = Arc::new(Session {
-        worker: config.worker.clone(),
+        engine: config.engine.clone(),
         state: Mutex::default(),
         rings: (0..config.queues).map(|_| Mutex::default()).collect(),
     });
@@ -254,7 +293,7 @@ pub fn serve(
         debug!("the protocol's thread ended: {error}");
     }
     config.front_end.left();
-    session.call(Worker::release);
+    session.reset(|rings| rings.release());
     // Only now: who sees the connection closed may use the rings for something else.
     drop(relay);
     info!("connection ended: {ended}");

@@ -51,6 +51,7 @@ pub struct Said {
     /// Whether it was started by a kick descriptor, and not stopped since.
     started: bool,
     enabled: bool,
+    kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
 }
@@ -67,12 +68,18 @@ impl Said {
         (self.started && self.placed).then_some((setup, self.base))
     }
 
+    /// How the driver kicks.
+    pub fn kick(&self, index: usize) -> Option<File> {
+        copy(index, self.kick.as_ref())
+    }
+
     /// RESET_DEVICE: nothing but the descriptors is still true.
     pub fn reset(&mut self) {
         self.layout = Layout::default();
         self.placed = false;
         self.base = 0;
         self.started = false;
+        self.kick = None;
         self.enabled = false;
     }
 }
@@ -169,7 +176,7 @@ impl VringT<Memory> for NicVring {
         self.said().enabled = enabled;
         let index = self.index;
         self.session
-            .call(move |worker| worker.card.nic.rings().enable(index, enabled));
+            .ring(index, move |rings| rings.rings().enable(index, enabled));
     }
 
     fn set_queue_info(
@@ -237,12 +244,13 @@ impl VringT<Memory> for NicVring {
         }
         // GET_VRING_BASE: from its answer on, nothing of the ring may be touched.
         let index = self.index;
-        let stopped = self.session.call(move |worker| {
-            worker.set_kick(index, None);
-            worker.card.nic.rings().tear_down(index)
+        let stopped = self.session.ring(index, move |rings| {
+            rings.set_kick(index, None);
+            rings.rings().tear_down(index)
         });
         let mut said = self.said();
         said.started = false;
+        said.kick = None;
         if let Some(Some(next)) = stopped {
             said.base = next;
         }
@@ -253,11 +261,14 @@ impl VringT<Memory> for NicVring {
         let kick = copy(index, file.as_ref());
         self.inner.set_kick(file);
         if kick.is_some() {
-            self.said().started = true;
+            let mut said = self.said();
+            said.started = true;
+            said.kick = copy(index, kick.as_ref());
+            drop(said);
             self.session.set_up(index);
         }
         self.session
-            .call(move |worker| worker.set_kick(index, kick));
+            .ring(index, move |rings| rings.set_kick(index, kick));
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -269,8 +280,9 @@ impl VringT<Memory> for NicVring {
         let interrupt = line(index, file.as_ref());
         self.said().call = copy(index, file.as_ref());
         self.inner.set_call(file);
-        self.session
-            .call(move |worker| worker.card.nic.rings().set_interrupt(index, interrupt));
+        self.session.ring(index, move |rings| {
+            rings.rings().set_interrupt(index, interrupt);
+        });
     }
 
     fn set_err(&self, file: Option<File>) {
@@ -279,6 +291,6 @@ impl VringT<Memory> for NicVring {
         self.said().error = copy(index, file.as_ref());
         self.inner.set_err(file);
         self.session
-            .call(move |worker| worker.card.nic.rings().set_error(index, error));
+            .ring(index, move |rings| rings.rings().set_error(index, error));
     }
 }

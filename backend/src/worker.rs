@@ -1,7 +1,7 @@
-//! The worker: a thread that owns a card and runs it to completion.
+//! A worker: a thread that owns a card, or a part of one, and runs it to completion.
 //!
 //! It moves bursts until nothing is left to do. Then, in interrupt mode, it asks the driver for kicks, looks once
-//! more, and sleeps until a kick, the wire, a deadline or a job wakes it; in poll mode it spins. Whoever else
+//! more, and sleeps until a kick, the wire, another worker, a deadline or a job wakes it; in poll mode it spins. Whoever else
 //! wants something of the card sends a job, which runs between two bursts: so there are no locks, and
 //! when [`WorkerHandle::call`] returns, what it asked for has happened.
 
@@ -16,12 +16,13 @@ use std::time::Duration;
 use anyhow::Context;
 use log::{debug, warn};
 use nic_device::interrupt::is_eventfd;
+use nic_device::rings::Rings;
 use nic_model::time::Nanos;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::event::epoll;
 
-use crate::card::Card;
+use crate::card::Line;
 use crate::clock::Clock;
+use crate::lane::Bell;
 
 /// How far the card may run ahead of the clock: about what a thread is late that sleeps, or, with `poll`, one that spins
 /// and has a burst at hand.
@@ -34,11 +35,51 @@ pub const fn lead(poll: bool) -> Duration {
 /// for asleep.
 const IDLE_ROUNDS: u32 = 3;
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+/// What a worker runs: a whole card, or a part of one.
+pub trait Body: 'static {
+    /// Moves one burst in each direction. Returns whether there was anything to do.
+    fn round(&mut self, now: Nanos) -> bool;
 
-/// What woke the worker: the wire, a job, or from [`FIRST_KICK`] on, a queue's kick.
+    /// When a round has something to do without anybody's asking.
+    fn next_deadline(&self, now: Nanos) -> Option<Nanos>;
+
+    /// Asks to be woken for whatever may come. Returns true if something has come already.
+    fn idle(&mut self, now: Nanos) -> bool;
+
+    /// Its queues and their rings.
+    fn rings(&mut self) -> Rings<'_>;
+
+    /// The port and its wire, if it has these.
+    fn line(&self) -> Option<&dyn Line> {
+        None
+    }
+}
+
+/// Whoever serves rings, as others see him.
+pub trait ServesRings {
+    /// The rings.
+    fn rings(&mut self) -> Rings<'_>;
+
+    /// Hears of kicks of `queue` through `kick`, an eventfd, instead of what was before. Anything else that is not
+    /// an eventfd stands for none: the queue is polled.
+    fn set_kick(&mut self, queue: usize, kick: Option<File>);
+
+    /// Resets what the driver and the front-end set up.
+    fn reset(&mut self);
+
+    /// Lets go of the guest: its queues, its descriptors and its memory.
+    fn release(&mut self) {
+        self.reset();
+        // Without queues nothing can fail.
+        let _ = self.rings().set_memory(None);
+    }
+}
+
+type Job<B> = Box<dyn FnOnce(&mut Worker<B>) + Send>;
+
+/// What woke the worker: the wire, its bell, or from [`FIRST_KICK`] on, a queue's kick.
 const WIRE: u64 = 0;
-const JOB: u64 = 1;
+const BELL: u64 = 1;
 const FIRST_KICK: u64 = 2;
 
 /// How a driver tells that it has made something available on a queue.
@@ -50,15 +91,15 @@ enum Kick {
 }
 
 /// The worker's own side.
-pub struct Worker {
-    /// The card and its wire.
-    pub card: Card,
+pub struct Worker<B> {
+    /// What it runs.
+    pub body: B,
     clock: Clock,
     /// Whether it was asked to spin; whether it does, for that or another reason.
     poll: bool,
     spinning: bool,
-    jobs: Receiver<Job>,
-    wake: Arc<EventFd>,
+    jobs: Receiver<Job<B>>,
+    bell: Arc<Bell>,
     epoll: OwnedFd,
     kicks: Vec<Option<Kick>>,
     /// Whether the wire's descriptor wakes us.
@@ -69,10 +110,18 @@ pub struct Worker {
 }
 
 /// The worker's side that others hold.
-#[derive(Clone)]
-pub struct WorkerHandle {
-    jobs: Sender<Job>,
-    wake: Arc<EventFd>,
+pub struct WorkerHandle<B> {
+    jobs: Sender<Job<B>>,
+    bell: Arc<Bell>,
+}
+
+impl<B> Clone for WorkerHandle<B> {
+    fn clone(&self) -> Self {
+        WorkerHandle {
+            jobs: self.jobs.clone(),
+            bell: self.bell.clone(),
+        }
+    }
 }
 
 /// How long a job may take: longer than any that works.
@@ -89,22 +138,22 @@ impl From<Ended> for io::Error {
     }
 }
 
-impl WorkerHandle {
+impl<B> WorkerHandle<B> {
     /// Runs `job` on the worker's thread, between two bursts, and returns what it returns.
     ///
     /// # Errors
     /// The worker has ended.
     pub fn call<R: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Worker) -> R + Send + 'static,
+        job: impl FnOnce(&mut Worker<B>) -> R + Send + 'static,
     ) -> Result<R, Ended> {
         let (answer, answered) = mpsc::sync_channel(1);
-        let job = Box::new(move |worker: &mut Worker| {
+        let job = Box::new(move |worker: &mut Worker<B>| {
             // The caller waits for it below, unless its thread has ended.
             let _ = answer.send(job(worker));
         });
         self.jobs.send(job).map_err(|_| Ended)?;
-        self.wake.write(1).map_err(|_| Ended)?;
+        self.bell.wake();
         answered.recv_timeout(PATIENCE).map_err(|_| Ended)
     }
 }
@@ -120,26 +169,25 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// Starts a worker for the card that `make` builds on its thread and that lives by `clock`.
+/// Starts the worker `name`, which is woken by `bell`, for what `make` builds on its thread, and that lives by `clock`.
 ///
 /// # Errors
 /// The system refuses a thread or a descriptor, or the wire cannot be waited for.
-pub fn spawn(
-    make: impl FnOnce(Nanos) -> Card + Send + 'static,
+pub fn spawn<B: Body>(
+    name: String,
+    bell: Arc<Bell>,
+    make: impl FnOnce(Nanos) -> B + Send + 'static,
     clock: Clock,
     poll: bool,
-) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let wake = Arc::new(EventFd::from_flags(flags)?);
-    let ours = wake.clone();
+) -> anyhow::Result<(WorkerHandle<B>, JoinHandle<()>)> {
+    let ours = bell.clone();
     let (jobs, queue) = mpsc::channel();
     let (ready, started) = mpsc::sync_channel(1);
     let run = move || {
         let _guard = EndOnPanic;
         // Sleeps end on time, not when it suits the kernel (the default slack is 50 us).
         let _ = nix::sys::prctl::set_timerslack(1);
-        let card = make(clock.now());
-        let worker = Worker::new(card, clock, poll, queue, ours);
+        let worker = Worker::new(make(clock.now()), clock, poll, queue, ours);
         match worker {
             Ok(mut worker) => {
                 let _ = ready.send(Ok(()));
@@ -150,34 +198,32 @@ pub fn spawn(
             }
         }
     };
-    let thread = thread::Builder::new()
-        .name("nic-worker".into())
-        .spawn(run)?;
+    let thread = thread::Builder::new().name(name).spawn(run)?;
     started.recv().context("the worker ended at once")??;
-    Ok((WorkerHandle { jobs, wake }, thread))
+    Ok((WorkerHandle { jobs, bell }, thread))
 }
 
-impl Worker {
+impl<B: Body> Worker<B> {
     fn new(
-        card: Card,
+        mut body: B,
         clock: Clock,
         poll: bool,
-        jobs: Receiver<Job>,
-        wake: Arc<EventFd>,
+        jobs: Receiver<Job<B>>,
+        bell: Arc<Bell>,
     ) -> anyhow::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, wake.as_fd(), JOB, epoll::EventFlags::IN)?;
-        if let Some(fd) = card.wire().readable() {
+        watch(&epoll, bell.event().as_fd(), BELL, epoll::EventFlags::IN)?;
+        if let Some(fd) = body.line().and_then(|line| line.wire().readable()) {
             watch(&epoll, fd, WIRE, epoll::EventFlags::IN).context("cannot wait for the wire")?;
         }
-        let queues = card.nic.device.queues();
+        let queues = body.rings().device.queues();
         Ok(Worker {
-            card,
+            body,
             clock,
             poll,
             spinning: poll,
             jobs,
-            wake,
+            bell,
             epoll,
             kicks: (0..queues).map(|_| None).collect(),
             wire_watched: true,
@@ -189,13 +235,13 @@ impl Worker {
     fn run(&mut self) {
         let mut idle = 0;
         while !self.stopping {
-            let worked = self.card.round(self.clock.now());
+            let worked = self.body.round(self.clock.now());
             let asked = self.do_jobs();
             if asked {
                 self.spinning = self.polls();
                 if self.spinning {
                     // Queues may have been set up; nobody waits for their kicks.
-                    self.card.nic.rings().busy();
+                    self.body.rings().busy();
                 }
             }
             if self.spinning {
@@ -206,14 +252,18 @@ impl Worker {
             }
             if worked || asked {
                 if idle > IDLE_ROUNDS {
-                    self.card.nic.rings().busy();
+                    self.body.rings().busy();
                 }
                 idle = 0;
                 continue;
             }
             idle += 1;
-            if idle > IDLE_ROUNDS && !self.card.nic.idle(self.clock.now()) {
-                self.sleep();
+            if idle > IDLE_ROUNDS {
+                self.bell.doze();
+                if !self.body.idle(self.clock.now()) {
+                    self.sleep();
+                }
+                self.bell.rise();
             }
         }
     }
@@ -231,8 +281,11 @@ impl Worker {
     /// Has the wire's descriptor wake us only while the port would take what comes: it stays readable until
     /// somebody reads it, and with an error for ever once the wire is gone.
     fn watch_wire(&mut self, now: Nanos) {
-        let wanted = self.card.nic.port.rx_room(now) > 0 && !self.card.wire().is_gone();
-        let Some(fd) = self.card.wire().readable() else {
+        let Some(line) = self.body.line() else {
+            return;
+        };
+        let wanted = line.port().rx_room(now) > 0 && !line.wire().is_gone();
+        let Some(fd) = line.wire().readable() else {
             return;
         };
         if wanted != self.wire_watched {
@@ -251,7 +304,7 @@ impl Worker {
     fn sleep(&mut self) {
         let now = self.clock.now();
         self.watch_wire(now);
-        let timeout = self.card.next_deadline(now).map(|due| {
+        let timeout = self.body.next_deadline(now).map(|due| {
             let left = due.since(now);
             rustix::event::Timespec {
                 tv_sec: left.as_secs() as i64,
@@ -273,21 +326,45 @@ impl Worker {
         for event in woken {
             match event.data.u64() {
                 WIRE => {}
-                JOB => {
-                    // Non-blocking; a job that comes now wakes us again.
-                    let _ = self.wake.read();
+                BELL => {
+                    // Non-blocking; what comes now wakes us again.
+                    let _ = self.bell.event().read();
                 }
                 token => {
                     let queue = (token - FIRST_KICK) as usize;
-                    self.card.nic.device.count_kick(queue);
+                    self.body.rings().device.count_kick(queue);
                 }
             }
         }
     }
 
-    /// Hears of kicks of `queue` through `kick`, an eventfd, instead of what was before. Anything else that is not
-    /// an eventfd stands for none: the queue is polled.
-    pub fn set_kick(&mut self, queue: usize, kick: Option<File>) {
+    fn polls(&self) -> bool {
+        self.poll
+            || self
+                .kicks
+                .iter()
+                .any(|kick| matches!(kick, Some(Kick::Polled)))
+    }
+
+    /// Ends the worker once the present job is done.
+    pub fn stop(&mut self) {
+        debug!("the worker stops");
+        self.stopping = true;
+    }
+
+    /// The present instant on the worker's clock.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+}
+
+impl<B: Body> ServesRings for Worker<B> {
+    fn rings(&mut self) -> Rings<'_> {
+        self.body.rings()
+    }
+
+    fn set_kick(&mut self, queue: usize, kick: Option<File>) {
         if let Some(Kick::Event(old)) = self.kicks[queue].take() {
             // It is in the set: it was added below.
             let _ = epoll::delete(&self.epoll, &old);
@@ -307,39 +384,11 @@ impl Worker {
         });
     }
 
-    fn polls(&self) -> bool {
-        self.poll
-            || self
-                .kicks
-                .iter()
-                .any(|kick| matches!(kick, Some(Kick::Polled)))
-    }
-
-    /// Resets what the driver and the front-end set up.
-    pub fn reset(&mut self) {
+    fn reset(&mut self) {
         for queue in 0..self.kicks.len() {
             self.set_kick(queue, None);
         }
-        self.card.nic.reset();
-    }
-
-    /// Lets go of the guest: its queues, its descriptors and its memory.
-    pub fn release(&mut self) {
-        self.reset();
-        // Without queues nothing can fail.
-        let _ = self.card.nic.device.set_memory(None);
-    }
-
-    /// Ends the worker once the present job is done.
-    pub fn stop(&mut self) {
-        debug!("the worker stops");
-        self.stopping = true;
-    }
-
-    /// The present instant on the worker's clock.
-    #[must_use]
-    pub fn now(&self) -> Nanos {
-        self.clock.now()
+        self.body.rings().reset();
     }
 }
 

@@ -61,6 +61,19 @@ impl Features {
         }
     }
 
+    /// The virtqueue for control of a device with `pairs` queue pairs, if the driver accepted one: behind all pairs
+    /// with MQ, behind the first without (VIRTIO 1.3, 5.1.2).
+    #[must_use]
+    pub fn control_queue(self, pairs: u16) -> Option<usize> {
+        if !self.contains(Features::CTRL_VQ) {
+            None
+        } else if self.contains(Features::MQ) {
+            Some(2 * usize::from(pairs))
+        } else {
+            Some(2)
+        }
+    }
+
     /// Removes `feature` and what cannot be without it (VIRTIO 1.3, 5.1.3.1).
     #[must_use]
     pub fn without(self, feature: Features) -> Self {

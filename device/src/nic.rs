@@ -5,7 +5,6 @@
 //! file descriptor in here.
 
 use nic_model::counters::PortCounters;
-use nic_model::filter::{Filter, MacAddress};
 use nic_model::frame::Frame;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::queues::Queues;
@@ -28,8 +27,6 @@ pub struct Nic {
     /// What the driver sees of it.
     pub device: VirtioNet,
     control: ControlCounters,
-    /// The address that the card comes up with.
-    address: MacAddress,
 }
 
 /// What a card has done and where it stands, at one instant.
@@ -76,7 +73,6 @@ impl Nic {
             queues: Queues::new(config),
             device: VirtioNet::new(config.queue_pairs.max(1), features),
             control: ControlCounters::default(),
-            address: config.mac,
         }
     }
 
@@ -140,7 +136,7 @@ impl Nic {
     /// and the link stay.
     pub fn reset(&mut self) {
         self.rings().reset();
-        self.port.filter = Filter::new(self.address);
+        self.port.reset();
     }
 
     /// The port's counts, and those of all queues.

@@ -594,7 +594,7 @@ impl Bench {
     pub(crate) fn balance(&self) {
         let (port, waiting) = (self.nic.counters(), self.nic.queues.frames());
         assert_eq!(port.receive_balance(waiting), 0, "{port:?}");
-        assert_eq!(port.transmit_balance(), 0, "{port:?}");
+        assert_eq!(port.transmit_balance(0), 0, "{port:?}");
         assert_eq!(self.nic.port.pool.lent(), waiting, "a frame was lost");
         let counters = self.nic.device.counters();
         assert_eq!(counters[RX].packets, port.rx_delivered);

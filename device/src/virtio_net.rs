@@ -157,17 +157,10 @@ impl VirtioNet {
         self.queues.len()
     }
 
-    /// The virtqueue that the driver uses for control, if it accepted one: behind all pairs with MQ, behind
-    /// the first without (VIRTIO 1.3, 5.1.2).
+    /// The virtqueue that the driver uses for control, if it accepted one.
     #[must_use]
     pub fn control_queue(&self) -> Option<usize> {
-        if !self.acked.contains(Features::CTRL_VQ) {
-            None
-        } else if self.acked.contains(Features::MQ) {
-            Some(2 * usize::from(self.queue_pairs))
-        } else {
-            Some(2)
-        }
+        self.acked.control_queue(self.queue_pairs)
     }
 
     /// Takes what the driver accepted. Queues that run are set up again with it; what they hold stays.
@@ -357,7 +350,7 @@ impl VirtioNet {
     }
 
     /// Tells the driver of virtqueue `index` whether to kick. Returns true if there is something to do already.
-    pub(crate) fn want_kicks(&mut self, index: usize, wanted: bool) -> bool {
+    pub fn want_kicks(&mut self, index: usize, wanted: bool) -> bool {
         let Some(queue) = self.sound(index) else {
             return false;
         };

@@ -1,7 +1,7 @@
 //! What happened to every frame.
 //!
 //! Each frame ends in exactly one counter: `frames in = delivered + dropped (by reason) + still in the FIFO`,
-//! and `frames fetched = sent + dropped (by reason)`. [`PortCounters::receive_balance`] and
+//! and `frames fetched = sent + dropped (by reason) + still on their way to the port`. [`PortCounters::receive_balance`] and
 //! [`PortCounters::transmit_balance`] say so, and tests hold every path to it.
 
 use std::fmt;
@@ -171,10 +171,14 @@ pub struct PortCounters {
 /// Counts of one queue pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QueueCounters {
+    /// Frames that left the FIFO, delivered or dropped.
+    pub rx_drained: u64,
     /// Frames delivered to the host.
     pub rx_delivered: u64,
     /// Frames read from the host.
     pub tx_fetched: u64,
+    /// Frames passed on to the port.
+    pub tx_passed: u64,
     /// Frames whose TCP or UDP checksum was computed and inserted.
     pub tx_checksum_inserted: u64,
     /// Dropped frames by reason.
@@ -200,10 +204,13 @@ impl PortCounters {
             - in_fifo as i64
     }
 
-    /// Frames fetched less frames accounted for. Always zero.
+    /// Frames fetched less frames accounted for; `in_queue` are those between the queues and the port. Always zero.
     #[must_use]
-    pub fn transmit_balance(&self) -> i64 {
-        self.tx_fetched as i64 - self.tx_frames as i64 - self.drops.transmitted() as i64
+    pub fn transmit_balance(&self, in_queue: usize) -> i64 {
+        self.tx_fetched as i64
+            - self.tx_frames as i64
+            - self.drops.transmitted() as i64
+            - in_queue as i64
     }
 }
 

@@ -76,12 +76,6 @@ impl Occupancy {
     pub fn drained(&self) -> u64 {
         self.drained
     }
-
-    /// Frames in the FIFO.
-    #[must_use]
-    pub fn frames(&self) -> usize {
-        (self.pushed - self.drained) as usize
-    }
 }
 
 /// The frames in the FIFO of one queue.
@@ -170,7 +164,7 @@ mod tests {
                 fifo.push(frame);
             }
         }
-        assert_eq!((fifo.len(), occupancy.frames()), (3, 3));
+        assert_eq!((fifo.len(), occupancy.pushed()), (3, 3));
         assert_eq!((occupancy.octets(), occupancy.free()), (1128, 0));
         let mut lens = Vec::new();
         fifo.drain(2, |frame| {

@@ -162,6 +162,18 @@ impl Pool {
         self.free.push(frame.buffer);
     }
 
+    /// A frame comes from another pool of buffers of this size, to be given to this one in the end.
+    #[inline]
+    pub fn adopt(&mut self) {
+        self.lent += 1;
+    }
+
+    /// A frame goes to another pool of buffers of this size.
+    #[inline]
+    pub fn part_with(&mut self) {
+        self.lent -= 1;
+    }
+
     /// Takes the buffers of all `frames` back.
     #[inline]
     pub fn give_all(&mut self, frames: impl IntoIterator<Item = Frame>) {

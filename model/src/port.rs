@@ -71,11 +71,15 @@ pub struct Port {
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
+    /// The address that the card comes up with.
+    address: MacAddress,
     mtu: u16,
     /// What is in the receive FIFO of each queue.
     fifos: Vec<Occupancy>,
     lead: Duration,
     counters: PortCounters,
+    /// Frames that the queues have passed on.
+    tx_taken: u64,
     /// The queue that may send first in the next round.
     first_tx: usize,
     /// Whether the line was too busy for what the host may have to send.
@@ -103,6 +107,8 @@ pub struct PortStatus {
     pub multicast_table: Vec<String>,
     /// Frames that wait in the receive FIFOs.
     pub rx_fifo_frames: usize,
+    /// Frames that the queues have passed on and the port has yet to take: none with one worker.
+    pub tx_queued_frames: usize,
     /// All counts.
     #[serde(flatten)]
     pub counters: PortCounters,
@@ -112,21 +118,26 @@ impl Port {
     /// A port as `config` says, with nothing in it.
     #[must_use]
     pub fn new(config: &PortConfig) -> Self {
-        let mac = Mac::new(config.mtu);
-        // More than the longest frame, so that one that is longer can be told.
-        let buffer = (mac.max_frame() + FCS + 1).next_multiple_of(64);
         Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
-            pool: Pool::new(buffer),
+            pool: Pool::new(Self::buffer_size(config)),
+            address: config.mac,
             mtu: config.mtu,
-            mac,
+            mac: Mac::new(config.mtu),
             fifos: vec![Occupancy::new(config.fifo); config.queue_pairs.max(1).into()],
             lead: config.lead,
             counters: PortCounters::default(),
+            tx_taken: 0,
             first_tx: 0,
             tx_paused: false,
         }
+    }
+
+    /// Octets of a buffer: more than the longest frame, so that one that is longer can be told.
+    #[must_use]
+    pub fn buffer_size(config: &PortConfig) -> usize {
+        (Mac::new(config.mtu).max_frame() + FCS + 1).next_multiple_of(64)
     }
 
     /// Frames that the line can take from the wire at `now`: none without a link, or while it is busy with
@@ -245,6 +256,7 @@ impl Port {
     /// Puts a frame on the line and appends it to `out`, with the instant at which its last bit leaves.
     #[inline]
     pub fn send(&mut self, now: Nanos, mut frame: Frame, out: &mut Vec<Frame>) {
+        self.tx_taken += 1;
         if !self.phy.link() {
             self.counters.drops.count(Drop::TxLinkDown);
             self.pool.give(frame);
@@ -267,6 +279,11 @@ impl Port {
         ahead.map(|due| due - self.lead).min()
     }
 
+    /// Resets what a driver set up: receive modes and address (VIRTIO 1.3, 2.4). Counters and the link stay.
+    pub fn reset(&mut self) {
+        self.filter = Filter::new(self.address);
+    }
+
     /// When the line is free for what the host may have to send, if that waits for it.
     #[must_use]
     pub fn tx_resumes(&self) -> Option<Nanos> {
@@ -287,10 +304,7 @@ impl Port {
 
     /// The port's counts, and those of all its queues: `queues`.
     #[must_use]
-    pub fn counters<'a>(
-        &self,
-        queues: impl IntoIterator<Item = &'a QueueCounters>,
-    ) -> PortCounters {
+    pub fn counters(&self, queues: &[QueueCounters]) -> PortCounters {
         let mut counters = self.counters.clone();
         for queue in queues {
             counters.add(queue);
@@ -300,7 +314,10 @@ impl Port {
 
     /// The port's state and counts, with those of all its queues: `queues`.
     #[must_use]
-    pub fn status<'a>(&self, queues: impl IntoIterator<Item = &'a QueueCounters>) -> PortStatus {
+    pub fn status(&self, queues: &[QueueCounters]) -> PortStatus {
+        let pushed: u64 = self.fifos.iter().map(Occupancy::pushed).sum();
+        let drained: u64 = queues.iter().map(|queue| queue.rx_drained).sum();
+        let passed: u64 = queues.iter().map(|queue| queue.tx_passed).sum();
         let (unicast, multicast) = self.filter.tables();
         PortStatus {
             link: self.phy.link(),
@@ -311,7 +328,8 @@ impl Port {
             all_multicast: self.filter.all_multicast,
             unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
             multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
-            rx_fifo_frames: self.fifos.iter().map(Occupancy::frames).sum(),
+            rx_fifo_frames: (pushed - drained) as usize,
+            tx_queued_frames: (passed - self.tx_taken) as usize,
             counters: self.counters(queues),
         }
     }

@@ -78,6 +78,7 @@ impl Queues {
             if !host.receives(queue) {
                 let stale = fifo.len();
                 counters.drops.count_many(Drop::RxQueueDisabled, stale);
+                counters.rx_drained += stale as u64;
                 fifo.drain(stale, release);
                 fifo.refused = false;
                 break;
@@ -90,6 +91,7 @@ impl Queues {
             let taken = host.deliver(queue, arrived, &mut counters.drops);
             let dropped = counters.drops.total() - dropped;
             counters.rx_delivered += taken as u64 - dropped;
+            counters.rx_drained += taken as u64;
             for frame in &arrived[..taken] {
                 moderation.packet(frame.arrival.max(since), now);
             }
@@ -110,7 +112,7 @@ impl Queues {
         worked
     }
 
-    /// Takes a burst of packets of `queue` from the host into [`Queues::fetched`], those that may go on the line. Their
+    /// Takes a burst of packets of `queue` from the host into [`Queues::fetched`] for the port, those that may go on the line. Their
     /// buffers in the host are the driver's again. Returns how many were taken, those dropped included.
     pub fn fetch(
         &mut self,
@@ -138,6 +140,7 @@ impl Queues {
                 }
             }
         }
+        counters.tx_passed += self.fetched.len() as u64;
         host.complete_tx(queue);
         let moderation = self.moderator.of_mut(queue, Direction::Transmit);
         for _ in 0..taken {

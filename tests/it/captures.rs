@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nic_backend::card::Line;
+use nic_backend::worker::Body;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::header::VirtioNetHdr;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nic_backend::card::Card;
+use nic_backend::worker::Body;
 use nic_device::config;
 use nic_device::features::Features;
 use nic_device::interrupt::Interrupt;

@@ -50,6 +50,7 @@ pub fn in_real_time(
         },
         features: Features::supported(),
         wire: experiment.wire(),
+        workers: 1,
         poll: experiment.poll,
         trace: false,
         clock,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use nic_backend::card::Card;
+use nic_backend::card::{Card, Line};
 use nic_backend::wire::PortFacts;
 use nic_device::features::Features;
 use nic_device::nic::{Nic, NicStatus};

@@ -1,0 +1,212 @@
+//! The threads that run a card, as others see them: who serves which ring, and who has the line.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use nic_device::features::Features;
+use nic_device::nic::{Nic, NicStatus};
+use nic_model::port::{Port, PortConfig};
+use nic_model::time::Nanos;
+
+use crate::card::{Card, Line};
+use crate::clock::Clock;
+use crate::lane::Bell;
+use crate::split::{self, PortSide, QueueSide};
+use crate::wire::Wire;
+use crate::worker::{self, Ended, ServesRings, WorkerHandle};
+
+/// What runs a card.
+#[derive(Clone)]
+pub enum Engine {
+    /// One worker runs all of it to completion.
+    Whole(WorkerHandle<Card>),
+    /// The port and the control queue have a thread, the queue pairs are dealt out to workers.
+    Split(WorkerHandle<PortSide>, Arc<[WorkerHandle<QueueSide>]>),
+}
+
+/// What an engine is made of.
+pub struct EngineConfig {
+    /// The card.
+    pub port: PortConfig,
+    /// What is offered to drivers.
+    pub features: Features,
+    /// What its line is plugged into.
+    pub wire: Box<dyn Wire>,
+    /// Workers: one runs the whole card, of more each has some of the queue pairs.
+    pub workers: u16,
+    /// Whether they spin instead of sleeping.
+    pub poll: bool,
+    /// What they live by.
+    pub clock: Clock,
+}
+
+/// Who serves a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// Whoever has the port.
+    Port,
+    /// A worker, by number.
+    Worker(usize),
+}
+
+/// What an engine counts of its threads: how often they slept.
+pub type Sleeps = u64;
+
+impl Engine {
+    /// Starts the threads. They end when [`Engine::stop`] is called.
+    ///
+    /// # Errors
+    /// The system refuses a thread or a descriptor, or the wire cannot be waited for.
+    pub fn start(config: EngineConfig) -> anyhow::Result<(Self, Vec<JoinHandle<()>>)> {
+        let EngineConfig {
+            port,
+            features,
+            wire,
+            workers,
+            poll,
+            clock,
+        } = config;
+        let bell = Arc::new(Bell::new()?);
+        if workers <= 1 {
+            let make = move |now| Card::new(Nic::new(&port, features), wire, now);
+            let (worker, thread) = worker::spawn("nic-worker".into(), bell, make, clock, poll)?;
+            return Ok((Engine::Whole(worker), vec![thread]));
+        }
+        let bells = (0..workers).map(|_| Bell::new().map(Arc::new));
+        let bells: Vec<_> = bells.collect::<nix::Result<_>>()?;
+        let (lanes, theirs) = split::lanes(&port, &bell, &bells);
+        let (mut handles, mut threads) = (Vec::new(), Vec::new());
+        for (number, (bell, lanes)) in bells.into_iter().zip(theirs).enumerate() {
+            let config = port.clone();
+            let make = move |_| QueueSide::new(&config, features, lanes);
+            let name = format!("nic-worker-{number}");
+            let (worker, thread) = worker::spawn(name, bell, make, clock, poll)?;
+            handles.push(worker);
+            threads.push(thread);
+        }
+        let workers: Arc<[_]> = handles.into();
+        let asked = workers.clone();
+        let make = move |now| PortSide::new(&port, features, wire, now, lanes, asked);
+        let (port, thread) = worker::spawn("nic-port".into(), bell, make, clock, poll)?;
+        threads.push(thread);
+        Ok((Engine::Split(port, workers), threads))
+    }
+
+    /// Who serves virtqueue `index` if the control queue is `control`.
+    #[must_use]
+    pub fn server(&self, index: usize, control: Option<usize>) -> Server {
+        match self {
+            Engine::Split(_, workers) if Some(index) != control => {
+                Server::Worker(split::worker_of(index / 2, workers.len()))
+            }
+            _ => Server::Port,
+        }
+    }
+
+    /// Runs `job` with the rings that `server` serves, between two bursts.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn ring<R: Send + 'static>(
+        &self,
+        server: Server,
+        job: impl FnOnce(&mut dyn ServesRings) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        match (self, server) {
+            (Engine::Whole(worker), _) => worker.call(move |worker| job(worker)),
+            (Engine::Split(port, _), Server::Port) => port.call(move |worker| job(worker)),
+            (Engine::Split(_, workers), Server::Worker(number)) => {
+                workers[number].call(move |worker| job(worker))
+            }
+        }
+    }
+
+    /// Runs `job` with all rings, those of one thread after those of another, and returns what each returned.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    pub fn rings<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn ServesRings) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Ended> {
+        let workers = match self {
+            Engine::Whole(_) => 0,
+            Engine::Split(_, workers) => workers.len(),
+        };
+        let workers = (0..workers).map(Server::Worker);
+        [Server::Port]
+            .into_iter()
+            .chain(workers)
+            .map(|server| self.ring(server, job.clone()))
+            .collect()
+    }
+
+    /// Runs `job` with the port and its wire, between two bursts; it is told the time.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn line<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn Line, Nanos) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        match self {
+            Engine::Whole(worker) => worker.call(move |worker| {
+                let now = worker.now();
+                job(&mut worker.body, now)
+            }),
+            Engine::Split(port, _) => port.call(move |worker| {
+                let now = worker.now();
+                job(&mut worker.body, now)
+            }),
+        }
+    }
+
+    /// Changes the port, between two bursts.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn port<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Port) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        self.line(move |line, _| job(line.plug().0))
+    }
+
+    /// The card's state and counts, and how often its threads slept.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    pub fn status(&self) -> Result<(NicStatus, Sleeps), Ended> {
+        match self {
+            Engine::Whole(worker) => {
+                worker.call(|worker| (worker.body.nic.status(), worker.sleeps))
+            }
+            Engine::Split(port, workers) => {
+                let (status, mut sleeps) =
+                    port.call(|worker| (worker.body.status(), worker.sleeps))?;
+                for worker in workers.iter() {
+                    sleeps += worker.call(|worker| worker.sleeps)?;
+                }
+                Ok((status, sleeps))
+            }
+        }
+    }
+
+    /// Ends the threads.
+    ///
+    /// # Errors
+    /// One has ended already, or does not answer; it need not be waited for.
+    pub fn stop(&self) -> Result<(), Ended> {
+        match self {
+            Engine::Whole(worker) => worker.call(worker::Worker::stop),
+            Engine::Split(port, workers) => {
+                // The port first: it asks the workers.
+                port.call(worker::Worker::stop)?;
+                let stopped = workers
+                    .iter()
+                    .map(|worker| worker.call(worker::Worker::stop));
+                stopped.collect()
+            }
+        }
+    }
+}
