@@ -47,7 +47,7 @@ impl TestNic {
             port: PortConfig::default(),
             features: Features::supported(),
             wire: wire.parse().expect("a wire"),
-            workers: std::env::var("NIC_WORKERS").map_or(1, |n| n.parse().unwrap()),
+            workers: workers(),
             poll: false,
             trace: false,
             clock: Clock::start(),
@@ -109,6 +109,12 @@ impl TestNic {
             "{status:#?}"
         );
     }
+}
+
+/// Workers of each NIC, unless a test says otherwise: $NIC_WORKERS, else one.
+fn workers() -> u16 {
+    let said = std::env::var("NIC_WORKERS").ok();
+    said.map_or(1, |said| said.parse().expect("NIC_WORKERS is a number"))
 }
 
 /// Guest memory in two regions with a hole between, as on a PC, the second at an offset of its file.
