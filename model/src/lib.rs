@@ -26,6 +26,7 @@ pub mod moderation;
 pub mod parse;
 pub mod phy;
 pub mod port;
+pub mod rss;
 pub mod time;
 
 /// The largest number of frames that any block handles at once.

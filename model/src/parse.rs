@@ -3,6 +3,9 @@
 //!
 //! Ethernet II with any number of VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 with its extension headers
 //! (RFC 8200, 4), TCP and UDP. Nothing is dropped: a frame that makes no sense has a shorter summary.
+//! Where the addresses of Mobile IPv6 are (RFC 6275, 6.3 and 6.4) is noted on the way.
+
+use std::num::NonZeroU16;
 
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,19 @@ pub struct Summary {
     pub transport_offset: u16,
     /// Where the IP packet ends; padding may follow.
     pub end: u32,
+    /// Where the address in a home address option of IPv6 is.
+    pub home_address: Option<NonZeroU16>,
+    /// Where the address in a routing header of type 2 of IPv6 is.
+    pub routing_address: Option<NonZeroU16>,
+}
+
+impl Summary {
+    /// Whether there are extension headers of IPv6 that the walk passed.
+    #[must_use]
+    #[inline]
+    pub fn is_extended(&self) -> bool {
+        self.network == Network::Ipv6 && self.transport_offset != self.network_offset + IPV6_HEADER
+    }
 }
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -55,6 +71,15 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
+
+/// Octets of IPv6's fixed header.
+const IPV6_HEADER: u16 = 40;
+
+/// A routing header of type 2 is 2 units of 8 octets longer than the shortest.
+const ROUTING_TYPE_2: [u8; 2] = [2, 2];
+const PAD1: u8 = 0;
+const HOME_ADDRESS: u8 = 0xc9;
+const ADDRESS_LEN: u8 = 16;
 
 /// Tags and extension headers that the walk passes at most: more are no traffic that anyone sends.
 const MAX_TAGS: usize = 4;
@@ -86,6 +111,8 @@ pub fn summarise(frame: &[u8]) -> Summary {
         network_offset: offset as u16,
         transport_offset: offset as u16,
         end: frame.len() as u32,
+        home_address: None,
+        routing_address: None,
     })
 }
 
@@ -114,6 +141,8 @@ fn ipv4(frame: &[u8], offset: usize) -> Option<Summary> {
         network_offset: offset as u16,
         transport_offset: transport_offset as u16,
         end: end as u32,
+        home_address: None,
+        routing_address: None,
     })
 }
 
@@ -128,6 +157,7 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
     let mut next = header[6];
     let mut at = offset + 40;
     let mut fragment = false;
+    let (mut home_address, mut routing_address) = (None, None);
     for _ in 0..MAX_EXTENSIONS {
         if !matches!(
             next,
@@ -145,10 +175,20 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
             AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
             _ => (usize::from(extension[1]) + 1) * 8,
         };
+        let (header, start) = (next, at);
         next = extension[0];
         at += len;
         if at > end {
             return None;
+        }
+        match header {
+            ROUTING if extension[1..3] == ROUTING_TYPE_2 => {
+                routing_address = NonZeroU16::new(start as u16 + 8);
+            }
+            DESTINATION_OPTIONS => {
+                home_address = find_home_address(frame, start, at).or(home_address);
+            }
+            _ => {}
         }
         if fragment {
             break;
@@ -161,7 +201,28 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
         network_offset: offset as u16,
         transport_offset: at as u16,
         end: end as u32,
+        home_address,
+        routing_address,
     })
+}
+
+/// Looks for a home address option in the destination options header from `start` to `end`.
+fn find_home_address(frame: &[u8], start: usize, end: usize) -> Option<NonZeroU16> {
+    let options = frame.get(..end)?;
+    let mut at = start + 2;
+    loop {
+        let kind = *options.get(at)?;
+        if kind == PAD1 {
+            at += 1;
+            continue;
+        }
+        let len = *options.get(at + 1)?;
+        let value = at + 2;
+        at = value + usize::from(len);
+        if kind == HOME_ADDRESS && len == ADDRESS_LEN && at <= end {
+            return NonZeroU16::new(value as u16);
+        }
+    }
 }
 
 #[inline]
