@@ -3,9 +3,9 @@
 //!
 //! Ethernet II with any number of VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 with its extension headers
 //! (RFC 8200, 4), TCP and UDP. Nothing is dropped: a frame that makes no sense has a shorter summary.
-//! Where the addresses of Mobile IPv6 are (RFC 6275, 6.3 and 6.4) is noted on the way.
-
-use std::num::NonZeroU16;
+//!
+//! The addresses of Mobile IPv6 (RFC 6275) have hardly a frame to be in, so a summary has no place for them: whoever
+//! wants them has the extension headers walked again, by [`mobile_addresses`].
 
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +44,10 @@ pub struct Summary {
     pub transport_offset: u16,
     /// Where the IP packet ends; padding may follow.
     pub end: u32,
-    /// Where the address in a home address option of IPv6 is.
-    pub home_address: Option<NonZeroU16>,
-    /// Where the address in a routing header of type 2 of IPv6 is.
-    pub routing_address: Option<NonZeroU16>,
 }
 
 impl Summary {
-    /// Whether there are extension headers of IPv6 that the walk passed.
+    /// Whether there are extension headers of IPv6 between the network header and the transport header.
     #[must_use]
     #[inline]
     pub fn is_extended(&self) -> bool {
@@ -72,14 +68,19 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Octets of IPv6's fixed header.
+/// Octets of IPv6's fixed header, and where the addresses are in it.
 const IPV6_HEADER: u16 = 40;
+const IPV6_SOURCE: usize = 8;
+const IPV6_DESTINATION: usize = 24;
 
-/// A routing header of type 2 is 2 units of 8 octets longer than the shortest.
+/// How a routing header of type 2 goes on behind its first octet: it has 2 units of 8 octets more than the
+/// shortest, an address in them (RFC 6275, 6.4).
 const ROUTING_TYPE_2: [u8; 2] = [2, 2];
+
+/// Destination options: the padding that is a lone octet, and the home address (RFC 6275, 6.3), an address.
 const PAD1: u8 = 0;
 const HOME_ADDRESS: u8 = 0xc9;
-const ADDRESS_LEN: u8 = 16;
+const ADDRESS_LEN: usize = 16;
 
 /// Tags and extension headers that the walk passes at most: more are no traffic that anyone sends.
 const MAX_TAGS: usize = 4;
@@ -111,8 +112,6 @@ pub fn summarise(frame: &[u8]) -> Summary {
         network_offset: offset as u16,
         transport_offset: offset as u16,
         end: frame.len() as u32,
-        home_address: None,
-        routing_address: None,
     })
 }
 
@@ -141,8 +140,6 @@ fn ipv4(frame: &[u8], offset: usize) -> Option<Summary> {
         network_offset: offset as u16,
         transport_offset: transport_offset as u16,
         end: end as u32,
-        home_address: None,
-        routing_address: None,
     })
 }
 
@@ -157,7 +154,6 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
     let mut next = header[6];
     let mut at = offset + 40;
     let mut fragment = false;
-    let (mut home_address, mut routing_address) = (None, None);
     for _ in 0..MAX_EXTENSIONS {
         if !matches!(
             next,
@@ -166,29 +162,14 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
             break;
         }
         let extension = frame.get(at..)?.first_chunk::<8>()?;
-        let len = match next {
-            FRAGMENT => {
-                // An atomic fragment (RFC 6946) is a whole datagram.
-                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
-                8
-            }
-            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
-            _ => (usize::from(extension[1]) + 1) * 8,
-        };
-        let (header, start) = (next, at);
+        if next == FRAGMENT {
+            // An atomic fragment (RFC 6946) is a whole datagram.
+            fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+        }
+        at += extension_len(next, extension);
         next = extension[0];
-        at += len;
         if at > end {
             return None;
-        }
-        match header {
-            ROUTING if extension[1..3] == ROUTING_TYPE_2 => {
-                routing_address = NonZeroU16::new(start as u16 + 8);
-            }
-            DESTINATION_OPTIONS => {
-                home_address = find_home_address(frame, start, at).or(home_address);
-            }
-            _ => {}
         }
         if fragment {
             break;
@@ -201,26 +182,62 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
         network_offset: offset as u16,
         transport_offset: at as u16,
         end: end as u32,
-        home_address,
-        routing_address,
     })
 }
 
-/// Looks for a home address option in the destination options header from `start` to `end`.
-fn find_home_address(frame: &[u8], start: usize, end: usize) -> Option<NonZeroU16> {
-    let options = frame.get(..end)?;
-    let mut at = start + 2;
+/// Octets of an extension header of the kind `header`.
+#[inline]
+fn extension_len(header: u8, octets: &[u8; 8]) -> usize {
+    match header {
+        FRAGMENT => 8,
+        AUTHENTICATION => (usize::from(octets[1]) + 2) * 4,
+        _ => (usize::from(octets[1]) + 1) * 8,
+    }
+}
+
+/// Where a frame of IPv6 with the headers `summary` has the addresses that stand for the ends of the conversation
+/// wherever they roam: that of a home address option, or else the source, and that of a routing header
+/// of type 2, or else the destination.
+#[must_use]
+pub fn mobile_addresses(frame: &[u8], summary: &Summary) -> (usize, usize) {
+    let network = usize::from(summary.network_offset);
+    let (mut source, mut destination) = (network + IPV6_SOURCE, network + IPV6_DESTINATION);
+    // The summary vouches for the headers being there, up to the transport header.
+    let headers = frame
+        .get(..usize::from(summary.transport_offset))
+        .unwrap_or(&[]);
+    let mut next = headers.get(network + 6).copied().unwrap_or(0);
+    let mut at = network + usize::from(IPV6_HEADER);
+    while let Some(header) = headers.get(at..).and_then(<[u8]>::first_chunk) {
+        let end = at + extension_len(next, header);
+        match next {
+            ROUTING if header[1..3] == ROUTING_TYPE_2 => destination = at + 8,
+            DESTINATION_OPTIONS => {
+                let option = headers.get(at..end).and_then(home_address);
+                source = option.map_or(source, |option| at + option);
+            }
+            _ => {}
+        }
+        next = header[0];
+        at = end;
+    }
+    (source, destination)
+}
+
+/// Where the address of a home address option is in a destination options header.
+fn home_address(header: &[u8]) -> Option<usize> {
+    let mut at = 2;
     loop {
-        let kind = *options.get(at)?;
+        let kind = *header.get(at)?;
         if kind == PAD1 {
             at += 1;
             continue;
         }
-        let len = *options.get(at + 1)?;
+        let len = usize::from(*header.get(at + 1)?);
         let value = at + 2;
-        at = value + usize::from(len);
-        if kind == HOME_ADDRESS && len == ADDRESS_LEN && at <= end {
-            return NonZeroU16::new(value as u16);
+        at = value + len;
+        if kind == HOME_ADDRESS && len == ADDRESS_LEN && at <= header.len() {
+            return Some(value);
         }
     }
 }

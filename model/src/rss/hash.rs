@@ -7,7 +7,7 @@
 
 use super::RssError;
 use super::toeplitz::{MAX_KEY, Toeplitz};
-use crate::parse::{Network, Summary, Transport};
+use crate::parse::{self, Network, Summary, Transport};
 
 /// A set of hash types (VIRTIO 1.4, 5.1.6.4.3.1, `hash_types`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,45 +186,71 @@ impl Hasher {
     #[inline]
     pub fn hash(&self, frame: &[u8], summary: &Summary) -> (u32, HashReport) {
         let report = self.config.types.of(summary);
-        match self.fields(frame, summary, report) {
-            Some(hash) => (hash, report),
-            None => (0, HashReport::None),
-        }
+        let network = usize::from(summary.network_offset);
+        let ports = usize::from(summary.transport_offset);
+        let hash = match report {
+            HashReport::None => None,
+            HashReport::Ipv4 => self.part::<0, 8>(frame, network + 12),
+            HashReport::Tcpv4 | HashReport::Udpv4 => both(
+                self.part::<0, 8>(frame, network + 12),
+                self.part::<8, 4>(frame, ports),
+            ),
+            HashReport::Ipv6 => self.part::<0, 32>(frame, network + 8),
+            HashReport::Tcpv6 | HashReport::Udpv6 => both(
+                self.part::<0, 32>(frame, network + 8),
+                self.part::<32, 4>(frame, ports),
+            ),
+            HashReport::Ipv6Ex | HashReport::Tcpv6Ex | HashReport::Udpv6Ex => {
+                return self.hash_mobile(frame, summary, report);
+            }
+        };
+        Self::reported(hash, report)
     }
 
-    #[inline]
-    fn fields(&self, frame: &[u8], summary: &Summary, report: HashReport) -> Option<u32> {
-        let toeplitz = &self.toeplitz;
-        let network = usize::from(summary.network_offset);
-        let v4 = || Some(toeplitz.part::<0, 8>(octets(frame, network + 12)?));
-        let v6 = || Some(toeplitz.part::<0, 32>(octets(frame, network + 8)?));
-        let mobile = || {
-            let home = summary
-                .home_address
-                .map_or(network + 8, |at| usize::from(at.get()));
-            let routing = summary
-                .routing_address
-                .map_or(network + 24, |at| usize::from(at.get()));
-            let home = toeplitz.part::<0, 16>(octets(frame, home)?);
-            Some(home ^ toeplitz.part::<16, 16>(octets(frame, routing)?))
+    /// [`Hasher::hash`] for Mobile IPv6, which is too rare to be in the others' way.
+    #[cold]
+    fn hash_mobile(
+        &self,
+        frame: &[u8],
+        summary: &Summary,
+        report: HashReport,
+    ) -> (u32, HashReport) {
+        let (source, destination) = parse::mobile_addresses(frame, summary);
+        let addresses = both(
+            self.part::<0, 16>(frame, source),
+            self.part::<16, 16>(frame, destination),
+        );
+        let hash = match report {
+            HashReport::Ipv6Ex => addresses,
+            _ => both(
+                addresses,
+                self.part::<32, 4>(frame, summary.transport_offset.into()),
+            ),
         };
-        let ports = octets::<4>(frame, usize::from(summary.transport_offset));
-        match report {
-            HashReport::None => None,
-            HashReport::Ipv4 => v4(),
-            HashReport::Tcpv4 | HashReport::Udpv4 => Some(v4()? ^ toeplitz.part::<8, 4>(ports?)),
-            HashReport::Ipv6 => v6(),
-            HashReport::Tcpv6 | HashReport::Udpv6 => Some(v6()? ^ toeplitz.part::<32, 4>(ports?)),
-            HashReport::Ipv6Ex => mobile(),
-            HashReport::Tcpv6Ex | HashReport::Udpv6Ex => {
-                Some(mobile()? ^ toeplitz.part::<32, 4>(ports?))
-            }
-        }
+        Self::reported(hash, report)
     }
+
+    /// The hash with its type, as long as the fields were where the summary says.
+    #[inline]
+    fn reported(hash: Option<u32>, report: HashReport) -> (u32, HashReport) {
+        hash.map_or((0, HashReport::None), |hash| (hash, report))
+    }
+
+    /// What the `N` octets of the frame from `at` on contribute, as octets `FROM` onwards of what is hashed.
+    #[inline]
+    fn part<const FROM: usize, const N: usize>(&self, frame: &[u8], at: usize) -> Option<u32> {
+        Some(self.toeplitz.part::<FROM, N>(octets(frame, at)?))
+    }
+}
+
+/// The hash over two parts.
+#[inline]
+fn both(one: Option<u32>, other: Option<u32>) -> Option<u32> {
+    Some(one? ^ other?)
 }
 
 /// `N` octets of the frame from `at` on.
 #[inline]
 pub(super) fn octets<const N: usize>(frame: &[u8], at: usize) -> Option<&[u8; N]> {
-    frame.get(at..)?.first_chunk()
+    frame.get(at..at + N)?.first_chunk()
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::parse::summarise;
+use crate::parse::{Network, mobile_addresses, summarise};
 use etherparse::{
     IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6ExtensionSlice,
     Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, Ipv6RoutingExtensions,
@@ -319,8 +319,9 @@ proptest! {
         let summary = summarise(&bytes);
         let _ = Hasher::new(everything()).hash(&bytes, &summary);
         let _ = flow(&bytes, &summary);
-        for address in [summary.home_address, summary.routing_address].into_iter().flatten() {
-            prop_assert!(u32::from(address.get()) + 16 <= summary.end);
+        if summary.network == Network::Ipv6 {
+            let (source, destination) = mobile_addresses(&bytes, &summary);
+            prop_assert!(source.max(destination) + 16 <= usize::from(summary.transport_offset));
         }
     }
 
