@@ -1,8 +1,8 @@
 //! Receive-side scaling: which queue a received frame goes to.
 //!
-//! Frames enter behind the checksum engine and leave with a queue, and with a hash and its type for the driver.
-//! Nothing is dropped here: a frame for a queue that does not receive is dropped at the host's door. There are
-//! three ways to steer, and the driver's last word counts (VIRTIO 1.4, 5.1.6.5.5):
+//! Frames enter behind the checksum engine and leave with a queue, and with a hash and its type for the driver. A frame is
+//! dropped only to let its conversation change from a queue whose FIFO never empties; one for a queue that does not receive
+//! goes on, to be dropped at the host's door. There are three ways to steer, and the driver's last word counts (VIRTIO 1.4, 5.1.6.5.5):
 //!
 //! * one queue takes everything, as after a reset;
 //! * automatic receive steering (5.1.6.5.6): a conversation is received on the queue it was last transmitted on; those that
@@ -169,13 +169,14 @@ impl Rss {
         self.pairs
     }
 
-    /// Back to one queue and no hash, as for a new device.
+    /// Back to one queue and no hash, as for a new device; all queues receive.
     pub fn reset(&mut self) {
         *self = Rss::new(self.receives.len() as u16);
     }
 
     /// Steers automatically among the first `pairs` queues; with 1, everything goes to the first
-    /// (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`). What was learned is forgotten.
+    /// (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`). What was learned is forgotten. What is in the FIFOs of the other queues must
+    /// not reach the host any more.
     ///
     /// # Errors
     /// [`RssError::Pairs`] if `pairs` is 0 or there are not as many; then nothing changes.
@@ -216,7 +217,7 @@ impl Rss {
         self.enter(Mode::Table, MAX_TABLE, progress);
         let table = &config.table;
         let entry = |slot| table[slot & (table.len() - 1)];
-        self.slots.aim_all(entry, config.unclassified);
+        self.slots.aim_all(entry, config.unclassified, progress);
         let receives = &self.receives;
         self.slots
             .release(|queue| !regrouped && receives[usize::from(queue.0)]);
@@ -254,7 +255,7 @@ impl Rss {
         // If no queue receives, it does not matter which one does not.
         let first = queues.first().copied().unwrap_or(FIRST);
         let spread = |bucket| *queues.get(bucket % queues.len().max(1)).unwrap_or(&first);
-        self.slots.aim_all(spread, first);
+        self.slots.aim_all(spread, first, progress);
         self.slots.release(|queue| !regrouped && usable(queue));
     }
 
@@ -266,23 +267,29 @@ impl Rss {
         }
     }
 
-    /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost.
+    /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost. `None` if
+    /// it must be dropped: the frame's conversation has to change its queue, and the old one is too busy for that.
     #[inline]
-    pub fn steer(&mut self, frame: &[u8], summary: &Summary, progress: &impl Progress) -> Steered {
+    pub fn steer(
+        &mut self,
+        frame: &[u8],
+        summary: &Summary,
+        progress: &impl Progress,
+    ) -> Option<Steered> {
         let (hash, report) = self.hasher.hash(frame, summary);
         let queue = match self.mode {
             Mode::Single => FIRST,
-            Mode::Automatic => self.slots.place(flow(frame, summary), progress),
+            Mode::Automatic => self.slots.place(flow(frame, summary), progress)?,
             Mode::Table => {
                 let hash = (report != HashReport::None).then_some(hash);
-                self.slots.place(hash, progress)
+                self.slots.place(hash, progress)?
             }
         };
-        Steered {
+        Some(Steered {
             queue,
             hash,
             report,
-        }
+        })
     }
 
     /// Notes that the driver transmitted `frame` on `queue`: what comes back is to be received there, with automatic

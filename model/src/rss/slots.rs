@@ -3,8 +3,12 @@
 //!
 //! A slot that is given another queue keeps to the old one while a frame of its own may still be in that queue's
 //! FIFO: the frames behind it would reach the host before it. So it remembers how far the FIFO had
-//! been filled when its last frame went there. A flow that never lets up on a FIFO that is never empty therefore
-//! stays where it is until there is a gap.
+//! been filled when its last frame went there.
+//!
+//! A flow that never lets up on a FIFO that is never empty would stay for ever. A slot that was told to move by the
+//! driver therefore lets its frames go to the old queue no longer than until what the FIFO held at that moment has
+//! left; from then on they are dropped until it can move. That takes one filling of the FIFO, and a
+//! FIFO as busy as that drops frames anyway. A slot that only follows what is transmitted has time.
 
 use crate::host::QueueIndex;
 
@@ -17,7 +21,7 @@ pub trait Progress {
     fn drained(&self, queue: QueueIndex) -> u64;
 }
 
-/// Counts of frames are cut to 32 bits: a FIFO never holds as many, and a slot is 8 octets.
+/// Counts of frames are cut to 32 bits: a FIFO never holds as many, and slots stay small.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     /// Where frames go.
@@ -26,26 +30,37 @@ struct Slot {
     target: u16,
     /// What `queue` had taken before the slot's last frame.
     last: u32,
+    /// What must have left `queue` for patience to end with a slot that cannot move yet.
+    fence: u32,
 }
+
+/// More frames than a slot ever waits for, and few enough for counts so far apart to be compared.
+const LONG: u32 = 1 << 30;
 
 impl Slot {
     /// A slot of which any frame that is in the FIFO of `queue` now may be.
     fn new(queue: QueueIndex, progress: &impl Progress) -> Self {
+        let pushed = progress.pushed(queue) as u32;
         Slot {
             queue: queue.0,
             target: queue.0,
-            last: (progress.pushed(queue) as u32).wrapping_sub(1),
+            last: pushed.wrapping_sub(1),
+            fence: pushed,
         }
     }
 
     #[inline]
-    fn place(&mut self, progress: &impl Progress) -> QueueIndex {
-        if self.queue != self.target && !self.waits(progress) {
-            self.queue = self.target;
+    fn place(&mut self, progress: &impl Progress) -> Option<QueueIndex> {
+        if self.queue != self.target {
+            if !self.waits(progress) {
+                self.queue = self.target;
+            } else if self.is_overdue(progress) {
+                return None;
+            }
         }
         let queue = QueueIndex(self.queue);
         self.last = progress.pushed(queue) as u32;
-        queue
+        Some(queue)
     }
 
     /// Whether a frame of the slot may be in the FIFO of its queue.
@@ -55,6 +70,11 @@ impl Slot {
         let held = pushed.wrapping_sub(progress.drained(queue) as u32);
         // If the FIFO had no room for the last one, none has come since, and one before it may still be there.
         held != 0 && pushed.wrapping_sub(self.last) <= held
+    }
+
+    fn is_overdue(&self, progress: &impl Progress) -> bool {
+        let drained = progress.drained(QueueIndex(self.queue)) as u32;
+        drained.wrapping_sub(self.fence) as i32 >= 0
     }
 }
 
@@ -73,26 +93,36 @@ impl Slots {
         self.slots.resize(size + 1, Slot::new(queue, progress));
     }
 
-    /// The queue for the next frame with this hash.
+    /// The queue for the next frame with this hash; `None` if the frame must be dropped.
     #[inline]
-    pub fn place(&mut self, hash: Option<u32>, progress: &impl Progress) -> QueueIndex {
+    pub fn place(&mut self, hash: Option<u32>, progress: &impl Progress) -> Option<QueueIndex> {
         self.slot(hash).place(progress)
     }
 
-    /// Makes `queue` the target of the slot for this hash.
+    /// Makes `queue` the target of the slot for this hash, whenever that may be.
     #[inline]
     pub fn aim(&mut self, hash: u32, queue: QueueIndex) {
-        self.slot(Some(hash)).target = queue.0;
+        let slot = self.slot(Some(hash));
+        if slot.target != queue.0 {
+            slot.target = queue.0;
+            slot.fence = slot.last.wrapping_add(LONG);
+        }
     }
 
-    /// Gives each slot its target, by its number; frames without a hash get `unclassified`.
-    pub fn aim_all(&mut self, target: impl Fn(usize) -> QueueIndex, unclassified: QueueIndex) {
+    /// Gives each slot its target, by its number, to be reached soon; frames without a hash get `unclassified`.
+    pub fn aim_all(
+        &mut self,
+        target: impl Fn(usize) -> QueueIndex,
+        unclassified: QueueIndex,
+        progress: &impl Progress,
+    ) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             slot.target = if index <= self.mask {
                 target(index).0
             } else {
                 unclassified.0
             };
+            slot.fence = progress.pushed(QueueIndex(slot.queue)) as u32;
         }
     }
 

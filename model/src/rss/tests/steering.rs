@@ -44,7 +44,7 @@ impl Progress for Fifos {
 
 impl Rss {
     fn look(&mut self, frame: &[u8], fifos: &Fifos) -> QueueIndex {
-        self.steer(frame, &summarise(frame), fifos).queue
+        self.steer(frame, &summarise(frame), fifos).unwrap().queue
     }
 }
 
@@ -97,7 +97,7 @@ fn a_new_card_uses_one_queue_and_hashes_nothing() {
     rss.set_table(&table(&[3]), &fifos).unwrap();
     rss.reset();
     let (frame, _) = conversation(1);
-    let steered = rss.steer(&frame, &summarise(&frame), &fifos);
+    let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
     let nothing = Steered {
         queue: FIRST,
         hash: 0,
@@ -106,7 +106,7 @@ fn a_new_card_uses_one_queue_and_hashes_nothing() {
     assert_eq!(steered, nothing);
     // A hash for the driver's sake does not spread anything.
     rss.set_hash(&everything(), &fifos);
-    let steered = rss.steer(&frame, &summarise(&frame), &fifos);
+    let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
     assert_eq!((steered.queue, steered.report), (FIRST, HashReport::Tcpv4));
 }
 
@@ -120,7 +120,7 @@ fn the_table_is_indexed_by_the_low_bits_of_the_hash() {
         rss.set_table(&config, &fifos).unwrap();
         for n in 0..100 {
             let (frame, _) = conversation(n);
-            let steered = rss.steer(&frame, &summarise(&frame), &fifos);
+            let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
             assert_eq!(steered.queue.0, ids[steered.hash as usize % len]);
         }
         // What has no hash goes elsewhere.
@@ -293,15 +293,15 @@ fn automatic() -> impl Strategy<Value = Event> {
 }
 
 /// Runs the events and checks that each conversation is delivered in order. Returns how often one was received
-/// on another queue than before.
-fn run(events: &[Event], room: usize) -> Result<u32, TestCaseError> {
+/// on another queue than before, and how many frames were dropped for it.
+fn run(events: &[Event], room: usize) -> Result<(u32, u32), TestCaseError> {
     let frames: Vec<_> = (0..CONVERSATIONS as u32).map(conversation).collect();
     let mut fifos = Fifos::new(QUEUES, room);
     let mut rss = Rss::new(QUEUES as u16);
     let mut sequence = [0; CONVERSATIONS];
     let mut delivered = [0; CONVERSATIONS];
     let mut last = [None; CONVERSATIONS];
-    let mut moved = 0;
+    let (mut moved, mut lost) = (0, 0);
     let deliver = |fifos: &mut Fifos, queue, count, delivered: &mut [u32]| {
         for _ in 0..count {
             let Some((n, number)) = fifos.pop(queue) else {
@@ -315,7 +315,12 @@ fn run(events: &[Event], room: usize) -> Result<u32, TestCaseError> {
     for event in events {
         match event {
             &Event::Receive(n) => {
-                let queue = rss.look(&frames[n].1, &fifos);
+                let frame = &frames[n].1;
+                let Some(steered) = rss.steer(frame, &summarise(frame), &fifos) else {
+                    lost += 1;
+                    continue;
+                };
+                let queue = steered.queue;
                 moved += u32::from(last[n].replace(queue).is_some_and(|old| old != queue));
                 sequence[n] += 1;
                 fifos.push(queue, (n, sequence[n]));
@@ -338,7 +343,7 @@ fn run(events: &[Event], room: usize) -> Result<u32, TestCaseError> {
     for queue in 0..QUEUES {
         deliver(&mut fifos, queue, usize::MAX, &mut delivered)?;
     }
-    Ok(moved)
+    Ok((moved, lost))
 }
 
 proptest! {
@@ -358,12 +363,41 @@ proptest! {
 }
 
 #[test]
-fn flows_do_move_when_their_frames_are_drained() {
+fn flows_move_without_loss_when_their_frames_are_drained() {
     let mut events = Vec::new();
     for round in 0..100 {
         events.push(Event::Table(0, vec![round % QUEUES as u16; 512]));
         events.extend((0..CONVERSATIONS).map(Event::Receive));
         events.extend((0..QUEUES).map(|queue| Event::Drain(queue, 20)));
     }
-    assert_eq!(run(&events, 20).unwrap(), 99 * CONVERSATIONS as u32);
+    assert_eq!(run(&events, 20).unwrap(), (99 * CONVERSATIONS as u32, 0));
+}
+
+#[test]
+fn flows_move_even_from_a_queue_that_is_always_full() {
+    const ROOM: usize = 20;
+    let flood = |rounds: usize, drained: usize| {
+        (0..rounds).flat_map(move |_| {
+            let frames = (0..CONVERSATIONS).map(Event::Receive);
+            frames.chain((0..QUEUES).map(move |queue| Event::Drain(queue, drained)))
+        })
+    };
+    let mut events: Vec<_> = flood(20, 3).collect();
+    events.push(Event::Table(0, vec![1; 512]));
+    // Twice what the FIFO holds leaves it.
+    events.extend(flood(2 * ROOM / 3 + 1, 3));
+    let (moved, lost) = run(&events, ROOM).unwrap();
+    assert_eq!(moved, CONVERSATIONS as u32);
+    assert!(lost > 0);
+}
+
+#[test]
+fn a_flow_that_is_transmitted_elsewhere_loses_nothing_for_it() {
+    let mut events = vec![Event::Pairs(4)];
+    for round in 0..200 {
+        events.push(Event::Transmit(0, round / 50));
+        events.extend([Event::Receive(0), Event::Receive(0)]);
+        events.extend((0..QUEUES).map(|queue| Event::Drain(queue, 1)));
+    }
+    assert_eq!(run(&events, 20).unwrap().1, 0);
 }
