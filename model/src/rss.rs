@@ -118,8 +118,8 @@ pub enum Mode {
 /// Where a frame goes, and what the driver may know about that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steered {
-    /// The queue.
-    pub queue: QueueIndex,
+    /// The queue; `None` if the frame must be dropped.
+    pub queue: Option<QueueIndex>,
     /// The hash; 0 if there is none.
     pub hash: u32,
     /// The type of the hash.
@@ -267,29 +267,24 @@ impl Rss {
         }
     }
 
-    /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost. `None` if
-    /// it must be dropped: the frame's conversation has to change its queue, and the old one is too busy for that.
+    /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost. There is
+    /// none when the frame's conversation has to change its queue, and the old one is too busy for that.
     #[inline]
-    pub fn steer(
-        &mut self,
-        frame: &[u8],
-        summary: &Summary,
-        progress: &impl Progress,
-    ) -> Option<Steered> {
+    pub fn steer(&mut self, frame: &[u8], summary: &Summary, progress: &impl Progress) -> Steered {
         let (hash, report) = self.hasher.hash(frame, summary);
         let queue = match self.mode {
-            Mode::Single => FIRST,
-            Mode::Automatic => self.slots.place(flow(frame, summary), progress)?,
+            Mode::Single => Some(FIRST),
+            Mode::Automatic => self.slots.place(flow(frame, summary), progress),
             Mode::Table => {
                 let hash = (report != HashReport::None).then_some(hash);
-                self.slots.place(hash, progress)?
+                self.slots.place(hash, progress)
             }
         };
-        Some(Steered {
+        Steered {
             queue,
             hash,
             report,
-        })
+        }
     }
 
     /// Notes that the driver transmitted `frame` on `queue`: what comes back is to be received there, with automatic

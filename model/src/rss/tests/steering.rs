@@ -44,7 +44,7 @@ impl Progress for Fifos {
 
 impl Rss {
     fn look(&mut self, frame: &[u8], fifos: &Fifos) -> QueueIndex {
-        self.steer(frame, &summarise(frame), fifos).unwrap().queue
+        self.steer(frame, &summarise(frame), fifos).queue.unwrap()
     }
 }
 
@@ -97,17 +97,20 @@ fn a_new_card_uses_one_queue_and_hashes_nothing() {
     rss.set_table(&table(&[3]), &fifos).unwrap();
     rss.reset();
     let (frame, _) = conversation(1);
-    let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
+    let steered = rss.steer(&frame, &summarise(&frame), &fifos);
     let nothing = Steered {
-        queue: FIRST,
+        queue: Some(FIRST),
         hash: 0,
         report: HashReport::None,
     };
     assert_eq!(steered, nothing);
     // A hash for the driver's sake does not spread anything.
     rss.set_hash(&everything(), &fifos);
-    let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
-    assert_eq!((steered.queue, steered.report), (FIRST, HashReport::Tcpv4));
+    let steered = rss.steer(&frame, &summarise(&frame), &fifos);
+    assert_eq!(
+        (steered.queue, steered.report),
+        (Some(FIRST), HashReport::Tcpv4)
+    );
 }
 
 #[test]
@@ -120,8 +123,9 @@ fn the_table_is_indexed_by_the_low_bits_of_the_hash() {
         rss.set_table(&config, &fifos).unwrap();
         for n in 0..100 {
             let (frame, _) = conversation(n);
-            let steered = rss.steer(&frame, &summarise(&frame), &fifos).unwrap();
-            assert_eq!(steered.queue.0, ids[steered.hash as usize % len]);
+            let steered = rss.steer(&frame, &summarise(&frame), &fifos);
+            let entry = steered.hash as usize % len;
+            assert_eq!(steered.queue, Some(QueueIndex(ids[entry])));
         }
         // What has no hash goes elsewhere.
         assert_eq!(rss.look(&[0; 60], &fifos), QueueIndex(7));
@@ -316,11 +320,10 @@ fn run(events: &[Event], room: usize) -> Result<(u32, u32), TestCaseError> {
         match event {
             &Event::Receive(n) => {
                 let frame = &frames[n].1;
-                let Some(steered) = rss.steer(frame, &summarise(frame), &fifos) else {
+                let Some(queue) = rss.steer(frame, &summarise(frame), &fifos).queue else {
                     lost += 1;
                     continue;
                 };
-                let queue = steered.queue;
                 moved += u32::from(last[n].replace(queue).is_some_and(|old| old != queue));
                 sequence[n] += 1;
                 fifos.push(queue, (n, sequence[n]));
