@@ -27,6 +27,7 @@ pub mod parse;
 pub mod phy;
 pub mod port;
 pub mod queues;
+pub mod rss;
 pub mod time;
 
 /// The largest number of frames that any block handles at once.

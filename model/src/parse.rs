@@ -3,6 +3,9 @@
 //!
 //! Ethernet II with any number of VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 with its extension headers
 //! (RFC 8200, 4), TCP and UDP. Nothing is dropped: a frame that makes no sense has a shorter summary.
+//!
+//! The addresses of Mobile IPv6 (RFC 6275) have hardly a frame to be in, so a summary has no place for them: whoever
+//! wants them has the extension headers walked again, by [`mobile_addresses`].
 
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,15 @@ pub struct Summary {
     pub end: u32,
 }
 
+impl Summary {
+    /// Whether there are extension headers of IPv6 between the network header and the transport header.
+    #[must_use]
+    #[inline]
+    pub fn is_extended(&self) -> bool {
+        self.network == Network::Ipv6 && self.transport_offset != self.network_offset + IPV6_HEADER
+    }
+}
+
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -55,6 +67,20 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
+
+/// Octets of IPv6's fixed header, and where the addresses are in it.
+const IPV6_HEADER: u16 = 40;
+const IPV6_SOURCE: usize = 8;
+const IPV6_DESTINATION: usize = 24;
+
+/// How a routing header of type 2 goes on behind its first octet: it has 2 units of 8 octets more than the
+/// shortest, an address in them (RFC 6275, 6.4).
+const ROUTING_TYPE_2: [u8; 2] = [2, 2];
+
+/// Destination options: the padding that is a lone octet, and the home address (RFC 6275, 6.3), an address.
+const PAD1: u8 = 0;
+const HOME_ADDRESS: u8 = 0xc9;
+const ADDRESS_LEN: usize = 16;
 
 /// Tags and extension headers that the walk passes at most: more are no traffic that anyone sends.
 const MAX_TAGS: usize = 4;
@@ -136,17 +162,12 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
             break;
         }
         let extension = frame.get(at..)?.first_chunk::<8>()?;
-        let len = match next {
-            FRAGMENT => {
-                // An atomic fragment (RFC 6946) is a whole datagram.
-                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
-                8
-            }
-            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
-            _ => (usize::from(extension[1]) + 1) * 8,
-        };
+        if next == FRAGMENT {
+            // An atomic fragment (RFC 6946) is a whole datagram.
+            fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+        }
+        at += extension_len(next, extension);
         next = extension[0];
-        at += len;
         if at > end {
             return None;
         }
@@ -162,6 +183,63 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
         transport_offset: at as u16,
         end: end as u32,
     })
+}
+
+/// Octets of an extension header of the kind `header`.
+#[inline]
+fn extension_len(header: u8, octets: &[u8; 8]) -> usize {
+    match header {
+        FRAGMENT => 8,
+        AUTHENTICATION => (usize::from(octets[1]) + 2) * 4,
+        _ => (usize::from(octets[1]) + 1) * 8,
+    }
+}
+
+/// Where a frame of IPv6 with the headers `summary` has the addresses that stand for the ends of the conversation
+/// wherever they roam: that of a home address option, or else the source, and that of a routing header
+/// of type 2, or else the destination.
+#[must_use]
+pub fn mobile_addresses(frame: &[u8], summary: &Summary) -> (usize, usize) {
+    let network = usize::from(summary.network_offset);
+    let (mut source, mut destination) = (network + IPV6_SOURCE, network + IPV6_DESTINATION);
+    // The summary vouches for the headers being there, up to the transport header.
+    let headers = frame
+        .get(..usize::from(summary.transport_offset))
+        .unwrap_or(&[]);
+    let mut next = headers.get(network + 6).copied().unwrap_or(0);
+    let mut at = network + usize::from(IPV6_HEADER);
+    while let Some(header) = headers.get(at..).and_then(<[u8]>::first_chunk) {
+        let end = at + extension_len(next, header);
+        match next {
+            ROUTING if header[1..3] == ROUTING_TYPE_2 => destination = at + 8,
+            DESTINATION_OPTIONS => {
+                let option = headers.get(at..end).and_then(home_address);
+                source = option.map_or(source, |option| at + option);
+            }
+            _ => {}
+        }
+        next = header[0];
+        at = end;
+    }
+    (source, destination)
+}
+
+/// Where the address of a home address option is in a destination options header.
+fn home_address(header: &[u8]) -> Option<usize> {
+    let mut at = 2;
+    loop {
+        let kind = *header.get(at)?;
+        if kind == PAD1 {
+            at += 1;
+            continue;
+        }
+        let len = usize::from(*header.get(at + 1)?);
+        let value = at + 2;
+        at = value + len;
+        if kind == HOME_ADDRESS && len == ADDRESS_LEN && at <= header.len() {
+            return Some(value);
+        }
+    }
 }
 
 #[inline]

@@ -1,0 +1,146 @@
+//! The slots that flows are sorted into, each with the queue its frames go to, and what keeps them in order
+//! when that queue changes.
+//!
+//! A slot that is given another queue keeps to the old one while a frame of its own may still be in that queue's
+//! FIFO: the frames behind it would reach the host before it. So it remembers how far the FIFO had
+//! been filled when its last frame went there.
+//!
+//! A flow that never lets up on a FIFO that is never empty would stay for ever. A slot that was told to move by the
+//! driver therefore lets its frames go to the old queue no longer than until what the FIFO held at that moment has
+//! left; from then on they are dropped until it can move. That takes one filling of the FIFO, and a
+//! FIFO as busy as that drops frames anyway. A slot that only follows what is transmitted has time.
+
+use crate::host::QueueIndex;
+
+/// How far the receive FIFOs have got.
+pub trait Progress {
+    /// Frames that the FIFO of `queue` has ever taken.
+    fn pushed(&self, queue: QueueIndex) -> u64;
+
+    /// Frames that have ever left it again, delivered or not.
+    fn drained(&self, queue: QueueIndex) -> u64;
+}
+
+/// Counts of frames are cut to 32 bits: a FIFO never holds as many, and slots stay small.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// Where frames go.
+    queue: u16,
+    /// Where they are to go as soon as order allows it.
+    target: u16,
+    /// What `queue` had taken before the slot's last frame.
+    last: u32,
+    /// What must have left `queue` for patience to end with a slot that cannot move yet.
+    fence: u32,
+}
+
+/// More frames than a slot ever waits for, and few enough for counts so far apart to be compared.
+const LONG: u32 = 1 << 30;
+
+impl Slot {
+    /// A slot of which any frame that is in the FIFO of `queue` now may be.
+    fn new(queue: QueueIndex, progress: &impl Progress) -> Self {
+        let pushed = progress.pushed(queue) as u32;
+        Slot {
+            queue: queue.0,
+            target: queue.0,
+            last: pushed.wrapping_sub(1),
+            fence: pushed,
+        }
+    }
+
+    #[inline]
+    fn place(&mut self, progress: &impl Progress) -> Option<QueueIndex> {
+        if self.queue != self.target {
+            if !self.waits(progress) {
+                self.queue = self.target;
+            } else if self.is_overdue(progress) {
+                return None;
+            }
+        }
+        let queue = QueueIndex(self.queue);
+        self.last = progress.pushed(queue) as u32;
+        Some(queue)
+    }
+
+    /// Whether a frame of the slot may be in the FIFO of its queue.
+    fn waits(&self, progress: &impl Progress) -> bool {
+        let queue = QueueIndex(self.queue);
+        let pushed = progress.pushed(queue) as u32;
+        let held = pushed.wrapping_sub(progress.drained(queue) as u32);
+        // If the FIFO had no room for the last one, none has come since, and one before it may still be there.
+        held != 0 && pushed.wrapping_sub(self.last) <= held
+    }
+
+    fn is_overdue(&self, progress: &impl Progress) -> bool {
+        let drained = progress.drained(QueueIndex(self.queue)) as u32;
+        drained.wrapping_sub(self.fence) as i32 >= 0
+    }
+}
+
+/// The slots of one way to steer: a power of two of them, and one for frames without a hash.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    mask: usize,
+}
+
+impl Slots {
+    /// `size` slots, a power of two, for frames that have all gone to `queue` until now.
+    pub fn reset(&mut self, size: usize, queue: QueueIndex, progress: &impl Progress) {
+        self.mask = size - 1;
+        self.slots.clear();
+        self.slots.resize(size + 1, Slot::new(queue, progress));
+    }
+
+    /// The queue for the next frame with this hash; `None` if the frame must be dropped.
+    #[inline]
+    pub fn place(&mut self, hash: Option<u32>, progress: &impl Progress) -> Option<QueueIndex> {
+        self.slot(hash).place(progress)
+    }
+
+    /// Makes `queue` the target of the slot for this hash, whenever that may be.
+    #[inline]
+    pub fn aim(&mut self, hash: u32, queue: QueueIndex) {
+        let slot = self.slot(Some(hash));
+        if slot.target != queue.0 {
+            slot.target = queue.0;
+            slot.fence = slot.last.wrapping_add(LONG);
+        }
+    }
+
+    /// Gives each slot its target, by its number, to be reached soon; frames without a hash get `unclassified`.
+    pub fn aim_all(
+        &mut self,
+        target: impl Fn(usize) -> QueueIndex,
+        unclassified: QueueIndex,
+        progress: &impl Progress,
+    ) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            slot.target = if index <= self.mask {
+                target(index).0
+            } else {
+                unclassified.0
+            };
+            slot.fence = progress.pushed(QueueIndex(slot.queue)) as u32;
+        }
+    }
+
+    /// Lets each slot go over to its target now that has not got a queue where order `matters`.
+    pub fn release(&mut self, matters: impl Fn(QueueIndex) -> bool) {
+        for slot in &mut self.slots {
+            if !matters(QueueIndex(slot.queue)) {
+                slot.queue = slot.target;
+            }
+        }
+    }
+
+    #[inline]
+    fn slot(&mut self, hash: Option<u32>) -> &mut Slot {
+        let index = match hash {
+            Some(hash) => hash as usize & self.mask,
+            None => self.mask + 1,
+        };
+        &mut self.slots[index]
+    }
+}
