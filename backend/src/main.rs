@@ -69,6 +69,12 @@ enum LinkState {
     Down,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 /// What is offered to the driver, by who stands between.
 #[derive(Clone, Copy, ValueEnum)]
 enum Profile {
@@ -125,6 +131,14 @@ struct Serve {
     /// frame. The driver can change it (ethtool -C), and a device reset restores it.
     #[arg(long, value_name = "SPEC", default_value = "off")]
     coalesce: CoalesceSpec,
+    /// Spread received frames by their hash, with the usual key and an even table, until the driver says otherwise; off:
+    /// flows are received where they are sent
+    #[arg(long, value_enum, default_value = "off")]
+    rss: Switch,
+    /// Entries of the longest indirection table that a driver may use, a power of two up to 512. Linux before 6.9 breaks with more than
+    /// 128
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = table_length)]
+    rss_table: u16,
     /// Spin instead of sleeping: takes a whole core, answers faster
     #[arg(long)]
     poll: bool,
@@ -140,11 +154,18 @@ struct Serve {
     trace_protocol: bool,
 }
 
+fn table_length(text: &str) -> Result<u16, String> {
+    let length = text.parse().ok().filter(|length: &u16| {
+        length.is_power_of_two() && usize::from(*length) <= nic_model::rss::MAX_TABLE
+    });
+    length.ok_or_else(|| "not a power of two from 1 to 512".to_owned())
+}
+
 impl Serve {
     fn features(&self) -> Features {
         let offered = match self.profile {
-            Profile::Full | Profile::Qemu => Features::supported(),
-            Profile::VirtioUser => Features::supported().without(Features::CTRL_VQ),
+            Profile::Full | Profile::Qemu => Features::supported(self.queues),
+            Profile::VirtioUser => Features::supported(self.queues).without(Features::CTRL_VQ),
         };
         self.disable
             .iter()
@@ -162,6 +183,8 @@ impl Serve {
                 link: matches!(self.link, LinkState::Up),
                 rx_coalesce: self.coalesce.rx,
                 tx_coalesce: self.coalesce.tx,
+                rss: matches!(self.rss, Switch::On),
+                rss_table: self.rss_table,
                 ..PortConfig::default()
             },
             features: self.features(),

@@ -16,6 +16,7 @@ use nic_device::memory::GuestMemory;
 use nic_device::nic::set_port_features;
 use nic_device::ring::BadRing;
 use nic_device::split::{Layout, SplitRing};
+use nic_model::host::QueueIndex;
 use nic_model::port::Port;
 use nix::sys::eventfd::EventFd;
 use vhost::vhost_user::Listener;
@@ -40,6 +41,19 @@ pub struct Session {
 struct State {
     memory: Option<Arc<GuestMemory>>,
     acked: Features,
+    /// What the port was told last of how to steer.
+    steering: Steering,
+}
+
+/// How the port steers by what is known of the rings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Steering {
+    /// Whether the driver says how many queue pairs it uses: its control queue is ours.
+    commanded: bool,
+    /// Queue pairs up to the last one that receives, if it does not.
+    pairs: u16,
+    /// Whether each queue receives.
+    receives: Vec<bool>,
 }
 
 impl Session {
@@ -68,6 +82,39 @@ impl Session {
         self.state.lock().expect("no holder panics")
     }
 
+    /// Has the port steer by the rings as they are now. Where the driver's control queue is not ours, it uses the queue
+    /// pairs that are enabled.
+    pub(crate) fn steer(&self) {
+        let pairs = (self.rings.len() / 2) as u16;
+        let control = self.state().acked.control_queue(pairs);
+        let runs = |index: usize| Some(index) != control && self.said(index).runs();
+        let receives: Vec<_> = (0..pairs).map(|pair| runs(2 * usize::from(pair))).collect();
+        let last = receives.iter().rposition(|&receives| receives);
+        let commanded = control.is_some_and(|control| self.said(control).is_set_up());
+        let steering = Steering {
+            commanded,
+            pairs: match last {
+                Some(last) if !commanded => last as u16 + 1,
+                _ => 1,
+            },
+            receives,
+        };
+        let before = std::mem::replace(&mut self.state().steering, steering.clone());
+        if before == steering {
+            return;
+        }
+        // If the thread has ended, the process is about to.
+        let _ = self.engine.port(move |port| {
+            for (queue, receives) in (0..).map(QueueIndex).zip(&steering.receives) {
+                port.set_receiving(queue, *receives);
+            }
+            if (before.commanded, before.pairs) != (steering.commanded, steering.pairs) {
+                // There are as many.
+                let _ = port.use_pairs(steering.pairs);
+            }
+        });
+    }
+
     /// Has ring `index` set up as it stands now, if it is complete.
     pub(crate) fn set_up(&self, index: usize) {
         let Some((setup, base)) = self.said(index).setup(index) else {
@@ -81,6 +128,7 @@ impl Session {
             Some(Err(error)) => warn!("queue {index} cannot be set up: {error}"),
             _ => {}
         }
+        self.steer();
     }
 
     /// Sets up the rings that were lost when memory or features changed, now that they may be possible again.
@@ -124,6 +172,7 @@ impl Session {
         // If a thread has ended, the process is about to.
         let _ = self.engine.rings(job);
         let _ = self.engine.port(Port::reset);
+        self.state().steering = Steering::default();
     }
 
     /// Whether a ring could be at `layout` in the present memory.

@@ -134,7 +134,7 @@ impl PortSide {
         let (lanes, tx) = (&mut self.lanes, &mut self.tx);
         let worked = self.port.transmit(now, |port, queue| {
             let lane = &mut lanes[usize::from(queue.0)];
-            lane.take(BURST, port, |port, frame| port.send(now, frame, tx))
+            lane.take(BURST, port, |port, frame| port.send(now, queue, frame, tx))
         });
         if !self.tx.is_empty() {
             let pool = &mut self.port.pool;
@@ -343,6 +343,20 @@ impl Pairs for Workers {
             let moderation = side.queues.moderator.of_mut(queue, direction);
             moderation.set(coalesce, now);
         });
+    }
+
+    fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame> {
+        self.ask(queue, move |side, _| {
+            let mut lanes = side.lanes.iter_mut();
+            if let Some(lane) = lanes.find(|lane| lane.queue == queue) {
+                while let Some(frame) = lane.received() {
+                    side.queues.push(queue, frame);
+                }
+                side.queues.abandon(queue, |frame| lane.give_back(frame));
+            }
+        });
+        // They come back by the lane.
+        Vec::new()
     }
 
     fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce) {

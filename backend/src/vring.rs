@@ -65,7 +65,17 @@ impl Said {
             interrupt: line(index, self.call.as_ref()),
             error: line(index, self.error.as_ref()),
         };
-        (self.started && self.placed).then_some((setup, self.base))
+        self.is_set_up().then_some((setup, self.base))
+    }
+
+    /// Whether the ring is set up, if it could be.
+    pub fn is_set_up(&self) -> bool {
+        self.started && self.placed
+    }
+
+    /// Whether packets may pass, too.
+    pub fn runs(&self) -> bool {
+        self.is_set_up() && self.enabled
     }
 
     /// How the driver kicks.
@@ -177,6 +187,7 @@ impl VringT<Memory> for NicVring {
         let index = self.index;
         self.session
             .ring(index, move |rings| rings.rings().enable(index, enabled));
+        self.session.steer();
     }
 
     fn set_queue_info(
@@ -254,6 +265,8 @@ impl VringT<Memory> for NicVring {
         if let Some(Some(next)) = stopped {
             said.base = next;
         }
+        drop(said);
+        self.session.steer();
     }
 
     fn set_kick(&self, file: Option<File>) {

@@ -1,11 +1,12 @@
 //! The configuration space: `struct virtio_net_config` (VIRTIO 1.3, 5.1.4).
 
 use nic_model::port::Port;
+use nic_model::rss::{HashTypes, MAX_KEY};
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
-/// The fields up to `duplex`; those of features that are not offered are zero.
+/// The fields up to `supported_hash_types`; those of features that are not offered are zero.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct NetConfig {
@@ -15,6 +16,9 @@ struct NetConfig {
     mtu: U16,
     speed: U32,
     duplex: u8,
+    rss_max_key_size: u8,
+    rss_max_indirection_table_length: U16,
+    supported_hash_types: U32,
 }
 
 /// `duplex`: unknown, since SPEED_DUPLEX is not offered.
@@ -36,6 +40,9 @@ pub fn read(port: &Port, offset: usize, size: usize) -> Vec<u8> {
         mtu: U16::new(port.mtu()),
         speed: U32::new(SPEED_UNKNOWN),
         duplex: DUPLEX_UNKNOWN,
+        rss_max_key_size: MAX_KEY as u8,
+        rss_max_indirection_table_length: U16::new(port.rss_table()),
+        supported_hash_types: U32::new(HashTypes::ALL.bits()),
     };
     let fields = config.as_bytes();
     (offset..offset.saturating_add(size))

@@ -4,6 +4,7 @@
 //! the writable part. Whatever cannot be done is answered with an error and changes nothing. A command
 //! without a place for the answer breaks the queue.
 
+use nic_model::frame::Frame;
 use nic_model::host::{Direction, QueueIndex};
 use nic_model::moderation::Coalesce;
 use nic_model::port::Port;
@@ -11,8 +12,8 @@ use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_ERR,
-    VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX,
+    VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
@@ -21,6 +22,7 @@ use crate::virtio_net::VirtioNet;
 
 mod coalesce;
 mod filter;
+mod mq;
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
 const BUDGET: usize = 64;
@@ -66,6 +68,9 @@ pub trait Pairs {
 
     /// Changes it for all queues of a direction.
     fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce);
+
+    /// Drops what waits in the FIFO of `queue`. Returns those frames that the port has to take back at once.
+    fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame>;
 }
 
 /// Queue pairs that are served where the commands are done.
@@ -92,6 +97,12 @@ impl Pairs for Local<'_> {
     fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce) {
         let moderator = &mut self.queues.moderator;
         moderator.set_all(direction, coalesce, self.now);
+    }
+
+    fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        self.queues.abandon(queue, |frame| frames.push(frame));
+        frames
     }
 }
 
@@ -219,6 +230,7 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
     match u32::from(class) {
         VIRTIO_NET_CTRL_RX => filter::receive_mode(context, command, data),
         VIRTIO_NET_CTRL_MAC => filter::address(context, command, data),
+        VIRTIO_NET_CTRL_MQ => mq::execute(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
         _ => Err(Refusal::Unknown),
     }
@@ -236,7 +248,7 @@ mod tests {
         features: Features,
         command: &[u8],
     ) -> Result<Reply, Refusal> {
-        let mut device = VirtioNet::new(1, Features::supported());
+        let mut device = VirtioNet::new(1, Features::supported(1));
         device.set_features(features).unwrap();
         let mut pairs = Local {
             queues,

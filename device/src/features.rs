@@ -33,6 +33,10 @@ bitflags::bitflags! {
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
         const NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_NOTF_COAL;
+        /// The device says by which hash it steered a packet.
+        const HASH_REPORT = 1 << virtio_net::VIRTIO_NET_F_HASH_REPORT;
+        /// Receive-side scaling by a table of the driver's.
+        const RSS = 1 << virtio_net::VIRTIO_NET_F_RSS;
         /// Descriptors may point to tables of descriptors.
         const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
         /// Each side says at which index it wants to be notified.
@@ -45,16 +49,23 @@ bitflags::bitflags! {
 }
 
 impl Features {
-    /// Everything that this device can do with one queue pair.
+    /// Everything that this device can do with `pairs` queue pairs.
     #[must_use]
-    pub fn supported() -> Self {
-        Features::all().difference(Features::MQ)
+    pub fn supported(pairs: u16) -> Self {
+        let several = if pairs > 1 {
+            Features::empty()
+        } else {
+            Features::MQ
+        };
+        Features::all().difference(several)
     }
 
     /// Octets of the header before each packet (VIRTIO 1.3, 5.1.6; 5.1.6.1 for legacy drivers).
     #[must_use]
     pub fn header_len(self) -> usize {
-        if self.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
+        if self.contains(Features::HASH_REPORT) {
+            20
+        } else if self.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
             12
         } else {
             10
@@ -62,12 +73,12 @@ impl Features {
     }
 
     /// The virtqueue for control of a device with `pairs` queue pairs, if the driver accepted one: behind all pairs
-    /// with MQ, behind the first without (VIRTIO 1.3, 5.1.2).
+    /// with MQ or RSS, behind the first without (VIRTIO 1.3, 5.1.2).
     #[must_use]
     pub fn control_queue(self, pairs: u16) -> Option<usize> {
         if !self.contains(Features::CTRL_VQ) {
             None
-        } else if self.contains(Features::MQ) {
+        } else if self.intersects(Features::MQ | Features::RSS) {
             Some(2 * usize::from(pairs))
         } else {
             Some(2)
@@ -81,6 +92,7 @@ impl Features {
         if !left.contains(Features::CTRL_VQ) {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
+            left.remove(Features::RSS | Features::HASH_REPORT);
         }
         left
     }
@@ -108,7 +120,7 @@ impl FromStr for Features {
     type Err = UnknownFeature;
     fn from_str(text: &str) -> Result<Self, UnknownFeature> {
         // Neither the protocol itself nor the modern interface can be switched off.
-        let known = Features::supported() - Features::PROTOCOL_FEATURES - Features::VERSION_1;
+        let known = Features::all() - Features::PROTOCOL_FEATURES - Features::VERSION_1;
         let name = text.to_ascii_uppercase();
         let name = name.strip_prefix("VIRTIO_NET_F_").unwrap_or(&name);
         Features::from_name(name)
@@ -143,9 +155,10 @@ mod tests {
 
     #[test]
     fn what_needs_the_control_queue_goes_with_it() {
-        let left = Features::supported().without(Features::CTRL_VQ);
+        let left = Features::all().without(Features::CTRL_VQ);
         assert!(!left.intersects(Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR));
         assert!(!left.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL));
+        assert!(!left.intersects(Features::MQ | Features::RSS | Features::HASH_REPORT));
         assert!(left.contains(Features::CSUM));
     }
 
@@ -154,5 +167,6 @@ mod tests {
         assert_eq!(Features::VERSION_1.header_len(), 12);
         assert_eq!(Features::MRG_RXBUF.header_len(), 12);
         assert_eq!(Features::CSUM.header_len(), 10);
+        assert_eq!(Features::HASH_REPORT.header_len(), 20);
     }
 }

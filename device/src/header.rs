@@ -1,19 +1,22 @@
 //! `struct virtio_net_hdr`: what goes before each packet in a buffer (VIRTIO 1.3, 5.1.6).
 
 use nic_model::counters::Drop;
-use nic_model::frame::Checksum;
+use nic_model::frame::{Checksum, Frame};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
 };
-use zerocopy::byteorder::little_endian::U16;
+use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::features::Features;
 
 /// The longest header.
 pub const MAX_HEADER: usize = size_of::<NetHeader>();
+/// Most drivers' header: without HASH_REPORT.
+pub const USUAL_HEADER: usize = 12;
 
-/// The header's fields; a legacy driver without MRG_RXBUF leaves out the last.
+/// The header's fields (`struct virtio_net_hdr_v1_hash`). Without HASH_REPORT it ends with `num_buffers`, for a legacy
+/// driver without MRG_RXBUF before that.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NetHeader {
@@ -31,14 +34,20 @@ pub struct NetHeader {
     pub csum_offset: U16,
     /// Buffers that a received packet spans.
     pub num_buffers: U16,
+    /// The hash that a received packet was steered by.
+    pub hash_value: U32,
+    /// What was hashed (VIRTIO 1.4, 5.1.6.4.5).
+    pub hash_report: U16,
+    /// Nothing.
+    pub padding_reserved: U16,
 }
 
 impl NetHeader {
     /// The header of a received packet that spans `num_buffers` buffers.
     #[must_use]
     #[inline]
-    pub fn received(checksum: Checksum, num_buffers: u16, features: Features) -> Self {
-        let valid = checksum == Checksum::Valid && features.contains(Features::GUEST_CSUM);
+    pub fn received(frame: &Frame, num_buffers: u16, features: Features) -> Self {
+        let valid = frame.checksum == Checksum::Valid && features.contains(Features::GUEST_CSUM);
         NetHeader {
             flags: if valid {
                 VIRTIO_NET_HDR_F_DATA_VALID as u8
@@ -46,6 +55,8 @@ impl NetHeader {
                 0
             },
             num_buffers: U16::new(num_buffers),
+            hash_value: U32::new(frame.hash),
+            hash_report: U16::new(frame.hash_report as u16),
             ..Default::default()
         }
     }
@@ -75,12 +86,19 @@ impl NetHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nic_model::frame::Pool;
+    use nic_model::rss::HashReport;
 
     #[test]
     fn the_layout_is_the_specifications() {
-        let header = NetHeader::received(Checksum::Valid, 3, Features::GUEST_CSUM);
-        assert_eq!(header.as_bytes(), [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
-        let header = NetHeader::received(Checksum::Valid, 1, Features::empty());
+        let mut frame = Pool::new(64).take();
+        frame.checksum = Checksum::Valid;
+        (frame.hash, frame.hash_report) = (0x0403_0201, HashReport::Udpv6Ex);
+        let header = NetHeader::received(&frame, 3, Features::GUEST_CSUM);
+        let (usual, hash) = header.as_bytes().split_at(USUAL_HEADER);
+        assert_eq!(usual, [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+        assert_eq!(hash, [1, 2, 3, 4, 9, 0, 0, 0]);
+        let header = NetHeader::received(&frame, 1, Features::empty());
         assert_eq!(
             header.flags, 0,
             "a driver without GUEST_CSUM gets no verdict"

@@ -8,7 +8,7 @@ use nic_model::frame::Frame;
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
-use crate::header::{MAX_HEADER, NetHeader};
+use crate::header::{NetHeader, USUAL_HEADER};
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::Virtqueue;
 
@@ -123,11 +123,11 @@ fn fetch(queue: &mut Virtqueue) -> Result<Option<(u16, u64)>, Fault> {
 /// Writes header and frame into `queue.writable`.
 #[inline(always)] // on the way of each packet; its other caller is rare
 fn write(queue: &Virtqueue, features: Features, frame: &Frame, num_buffers: u16) {
-    let header = NetHeader::received(frame.checksum, num_buffers, features);
+    let header = NetHeader::received(frame, num_buffers, features);
     let mut cursor = queue.writable.cursor();
     match features.header_len() {
         // Most drivers' length, as a constant: the copy is two moves.
-        MAX_HEADER => cursor.write(header.as_bytes()),
+        USUAL_HEADER => cursor.write(&header.as_bytes()[..USUAL_HEADER]),
         len => cursor.write(&header.as_bytes()[..len]),
     };
     cursor.write(frame.bytes());

@@ -521,7 +521,7 @@ impl Bench {
     /// With rings of `size` whose indices stand at `start`.
     pub(crate) fn with(features: Features, size: u16, start: u16) -> Self {
         let guest = Guest::new();
-        let mut nic = Nic::new(&PortConfig::default(), Features::supported());
+        let mut nic = Nic::new(&PortConfig::default(), Features::supported(1));
         nic.device.set_memory(Some(guest.memory.clone())).unwrap();
         nic.set_features(features).unwrap();
         let mut bench = Bench {

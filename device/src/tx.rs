@@ -8,7 +8,7 @@ use nic_model::frame::{Frame, Pool};
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
-use crate::header::{MAX_HEADER, NetHeader};
+use crate::header::{NetHeader, USUAL_HEADER};
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::Virtqueue;
 
@@ -69,7 +69,7 @@ fn copy(queue: &Virtqueue, features: Features, frame: &mut Frame) -> Result<(), 
     let mut cursor = queue.readable.cursor();
     match header_len {
         // Most drivers' length, as a constant: the copy is two moves.
-        MAX_HEADER => cursor.read(header.as_mut_bytes()),
+        USUAL_HEADER => cursor.read(&mut header.as_mut_bytes()[..USUAL_HEADER]),
         len => cursor.read(&mut header.as_mut_bytes()[..len]),
     };
     frame.checksum = header.offloads(features)?;

@@ -42,6 +42,8 @@ drops! {
     RxFiltered = "rx_filtered",
     /// Its queue is not enabled by the driver.
     RxQueueDisabled = "rx_queue_disabled",
+    /// Its flow has to change its queue, and the old one is too busy for that.
+    RxResteered = "rx_resteered",
     /// Its queue's FIFO was full: the driver posts buffers too slowly.
     RxFifoOverflow = "rx_fifo_overflow",
     /// Longer than the buffer that it was to go into.

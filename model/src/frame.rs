@@ -4,6 +4,7 @@
 //! the DMA engine put them. Whoever ends a frame's way gives it back to the [`Pool`], so that nothing
 //! is allocated once the pool has warmed up.
 
+use crate::rss::HashReport;
 use crate::time::Nanos;
 
 /// Octets of an Ethernet header without tags (IEEE 802.3, 3.1.1).
@@ -46,12 +47,16 @@ pub enum Checksum {
 #[derive(Debug)]
 pub struct Frame {
     buffer: Box<[u8]>,
-    len: usize,
+    len: u32,
     /// When its last bit arrived (receive) or will have left (transmit).
     pub arrival: Nanos,
     /// Octets that the line carried and the buffer has no room for: too long for the card, and longer on the line
     /// than it is here.
     pub excess: u32,
+    /// The hash that it was steered by, 0 if there is none.
+    pub hash: u32,
+    /// What was hashed.
+    pub hash_report: HashReport,
     /// Where its frame check sequence is.
     pub fcs: Fcs,
     /// The state of its transport checksum.
@@ -63,13 +68,13 @@ impl Frame {
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.buffer[..self.len]
+        &self.buffer[..self.len()]
     }
 
     /// The frame's octets, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[..self.len]
+        &mut self.buffer[..self.len as usize]
     }
 
     /// The whole buffer, whatever the frame's length: where a wire or the DMA engine writes before it
@@ -84,13 +89,13 @@ impl Frame {
     #[inline]
     #[allow(clippy::len_without_is_empty)] // a frame is never empty in the sense of a collection
     pub fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Sets the number of octets in the frame; more than the buffer holds becomes what it holds.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        self.len = len.min(self.buffer.len());
+        self.len = len.min(self.buffer.len()) as u32;
     }
 
     /// Copies `bytes` into the frame. Returns false, and leaves the frame empty, if they do not fit.
@@ -101,7 +106,7 @@ impl Frame {
             return false;
         };
         room.copy_from_slice(bytes);
-        self.len = bytes.len();
+        self.len = bytes.len() as u32;
         true
     }
 }
@@ -150,6 +155,8 @@ impl Pool {
             len: 0,
             arrival: Nanos::ZERO,
             excess: 0,
+            hash: 0,
+            hash_report: HashReport::None,
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,
         }

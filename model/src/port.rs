@@ -19,6 +19,7 @@ use crate::mac::Mac;
 use crate::moderation::Coalesce;
 use crate::parse;
 use crate::phy::{self, Phy, Speed};
+use crate::rss::{DEFAULT_TABLE, HashConfig, Progress, Rss, RssConfig, RssError, RssStatus};
 use crate::time::Nanos;
 
 /// What a port is made of.
@@ -36,6 +37,11 @@ pub struct PortConfig {
     pub link: bool,
     /// Octets that the receive FIFO of each queue holds.
     pub fifo: usize,
+    /// Whether frames are steered by their hash, with the usual key and table, until a driver says otherwise.
+    pub rss: bool,
+    /// Entries of the longest indirection table that a driver may use, a power of two up to
+    /// [`MAX_TABLE`](crate::rss::MAX_TABLE).
+    pub rss_table: u16,
     /// When receive queues interrupt, until the driver says otherwise.
     pub rx_coalesce: Coalesce,
     /// When transmit queues interrupt, until the driver says otherwise.
@@ -54,6 +60,8 @@ impl Default for PortConfig {
             speed: Speed::from_mbps(10_000).expect("10G is a rate"),
             link: true,
             fifo: 256 * 1024,
+            rss: false,
+            rss_table: DEFAULT_TABLE as u16,
             rx_coalesce: Coalesce::default(),
             tx_coalesce: Coalesce::default(),
             lead: Duration::ZERO,
@@ -68,6 +76,11 @@ pub struct Port {
     pub phy: Phy,
     /// The receive address filter.
     pub filter: Filter,
+    /// Which queue received frames go to.
+    rss: Rss,
+    /// Whether frames are steered by their hash though no driver has asked for it.
+    always_rss: bool,
+    rss_table: u16,
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
@@ -105,6 +118,8 @@ pub struct PortStatus {
     pub unicast_table: Vec<String>,
     /// Entries of the multicast table.
     pub multicast_table: Vec<String>,
+    /// How received frames are steered.
+    pub rss: RssStatus,
     /// Frames that wait in the receive FIFOs.
     pub rx_fifo_frames: usize,
     /// Frames that the queues have passed on and the port has yet to take: none with one worker.
@@ -121,6 +136,9 @@ impl Port {
         Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
+            rss: Rss::new(config.queue_pairs),
+            always_rss: config.rss,
+            rss_table: config.rss_table,
             pool: Pool::new(Self::buffer_size(config)),
             address: config.mac,
             mtu: config.mtu,
@@ -206,8 +224,10 @@ impl Port {
                 Verdict::None => {}
             }
         }
-        // Without receive-side scaling every flow belongs to the first queue.
-        let queue = QueueIndex(0);
+        let fifos = Fifos(&self.fifos);
+        let steered = self.rss.steer(frame.bytes(), &summary, &fifos);
+        (frame.hash, frame.hash_report) = (steered.hash, steered.report);
+        let queue = steered.queue.ok_or(Drop::RxResteered)?;
         if self.fifos[usize::from(queue.0)].push(frame) {
             Ok(queue)
         } else {
@@ -253,9 +273,10 @@ impl Port {
         worked
     }
 
-    /// Puts a frame on the line and appends it to `out`, with the instant at which its last bit leaves.
+    /// Puts a frame of `queue` on the line and appends it to `out`, with the instant at which its last bit leaves.
     #[inline]
-    pub fn send(&mut self, now: Nanos, mut frame: Frame, out: &mut Vec<Frame>) {
+    pub fn send(&mut self, now: Nanos, queue: QueueIndex, mut frame: Frame, out: &mut Vec<Frame>) {
+        self.rss.learn(frame.bytes(), queue);
         self.tx_taken += 1;
         if !self.phy.link() {
             self.counters.drops.count(Drop::TxLinkDown);
@@ -279,9 +300,59 @@ impl Port {
         ahead.map(|due| due - self.lead).min()
     }
 
-    /// Resets what a driver set up: receive modes and address (VIRTIO 1.3, 2.4). Counters and the link stay.
+    /// Resets what a driver set up: receive modes, address and steering (VIRTIO 1.3, 2.4). Counters and the link stay.
     pub fn reset(&mut self) {
         self.filter = Filter::new(self.address);
+        self.rss.reset();
+    }
+
+    /// How frames are steered.
+    #[must_use]
+    pub fn rss(&self) -> &Rss {
+        &self.rss
+    }
+
+    /// Spreads received frames over the first `pairs` queue pairs: automatically, or by hash if the card does so always
+    /// (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`).
+    ///
+    /// # Errors
+    /// There are not as many.
+    pub fn use_pairs(&mut self, pairs: u16) -> Result<(), RssError> {
+        let fifos = Fifos(&self.fifos);
+        self.rss.set_pairs(pairs, &fifos)?;
+        if self.always_rss {
+            let config = RssConfig::even(HashConfig::usual(), pairs);
+            self.rss.set_table(&config, &fifos)?;
+        }
+        Ok(())
+    }
+
+    /// Spreads received frames as `config` says (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`).
+    ///
+    /// # Errors
+    /// It names a queue that there is not, or its table is too long.
+    pub fn set_rss(&mut self, config: &RssConfig) -> Result<(), RssError> {
+        if config.table_len() > usize::from(self.rss_table) {
+            return Err(RssError::TableLength(config.table_len()));
+        }
+        self.rss.set_table(config, &Fifos(&self.fifos))
+    }
+
+    /// Entries of the longest indirection table that a driver may use.
+    #[must_use]
+    pub fn rss_table(&self) -> u16 {
+        self.rss_table
+    }
+
+    /// Hashes received frames as `config` says, for the driver to know (`VIRTIO_NET_CTRL_MQ_HASH_CONFIG`).
+    pub fn set_hash(&mut self, config: &HashConfig) {
+        self.rss.set_hash(config, &Fifos(&self.fifos));
+    }
+
+    /// Says whether frames that go to `queue` reach the host.
+    pub fn set_receiving(&mut self, queue: QueueIndex, receiving: bool) {
+        let fifos = Fifos(&self.fifos);
+        self.rss.set_receiving(queue, receiving, &fifos);
     }
 
     /// When the line is free for what the host may have to send, if that waits for it.
@@ -328,10 +399,26 @@ impl Port {
             all_multicast: self.filter.all_multicast,
             unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
             multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
+            rss: self.rss.status(),
             rx_fifo_frames: (pushed - drained) as usize,
             tx_queued_frames: (passed - self.tx_taken) as usize,
             counters: self.counters(queues),
         }
+    }
+}
+
+/// How far the FIFOs have got.
+struct Fifos<'a>(&'a [Occupancy]);
+
+impl Progress for Fifos<'_> {
+    #[inline]
+    fn pushed(&self, queue: QueueIndex) -> u64 {
+        self.0[usize::from(queue.0)].pushed()
+    }
+
+    #[inline]
+    fn drained(&self, queue: QueueIndex) -> u64 {
+        self.0[usize::from(queue.0)].drained()
     }
 }
 

@@ -76,12 +76,8 @@ impl Queues {
         let since = if fifo.refused { now } else { Nanos::ZERO };
         while !fifo.is_empty() {
             if !host.receives(queue) {
-                let stale = fifo.len();
-                counters.drops.count_many(Drop::RxQueueDisabled, stale);
-                counters.rx_drained += stale as u64;
-                fifo.drain(stale, release);
-                fifo.refused = false;
-                break;
+                self.abandon(queue, release);
+                return false;
             }
             let arrived = arrived(fifo.front(), horizon);
             if arrived.is_empty() {
@@ -110,6 +106,17 @@ impl Queues {
             host.interrupt(queue, Direction::Receive);
         }
         worked
+    }
+
+    /// Drops what is in the FIFO of `queue`, and hands it to `release`: the driver uses that queue no more.
+    pub fn abandon(&mut self, queue: QueueIndex, release: impl FnMut(Frame)) {
+        let index = usize::from(queue.0);
+        let (fifo, counters) = (&mut self.fifos[index], &mut self.counters[index]);
+        let stale = fifo.len();
+        counters.drops.count_many(Drop::RxQueueDisabled, stale);
+        counters.rx_drained += stale as u64;
+        fifo.refused = false;
+        fifo.drain(stale, release);
     }
 
     /// Takes a burst of packets of `queue` from the host into [`Queues::fetched`] for the port, those that may go on the line. Their
@@ -192,7 +199,7 @@ impl Queues {
         let worked = port.transmit(now, |port, queue| {
             let taken = self.fetch(queue, now, &mut port.pool, host);
             for frame in self.fetched.drain(..) {
-                port.send(now, frame, out);
+                port.send(now, queue, frame, out);
             }
             taken
         });

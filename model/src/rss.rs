@@ -20,6 +20,7 @@ mod hash;
 mod slots;
 mod toeplitz;
 
+use serde::Serialize;
 use slots::Slots;
 
 use crate::host::QueueIndex;
@@ -72,6 +73,12 @@ pub struct RssConfig {
 }
 
 impl RssConfig {
+    /// Entries of the table.
+    #[must_use]
+    pub fn table_len(&self) -> usize {
+        self.table.len()
+    }
+
     /// Frames go to the queue in `table` that the low bits of their hash, as `hash` says, pick; without a hash, to
     /// `unclassified`.
     ///
@@ -105,7 +112,8 @@ impl RssConfig {
 }
 
 /// The way to steer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Everything goes to the first queue.
     Single,
@@ -126,6 +134,23 @@ pub struct Steered {
     pub report: HashReport,
 }
 
+/// How a port steers, as users see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RssStatus {
+    /// The way to steer.
+    pub mode: Mode,
+    /// Queue pairs that automatic steering uses.
+    pub queue_pairs: u16,
+    /// The types that are hashed, by their bits (VIRTIO 1.4, 5.1.6.4.3.1).
+    pub hash_types: u32,
+    /// The key, in hexadecimal.
+    pub key: String,
+    /// The indirection table, if it is in use.
+    pub table: Vec<u16>,
+    /// Where frames go that have no hash, if the table is in use.
+    pub unclassified: u16,
+}
+
 /// The steering of a port with its state.
 #[derive(Debug)]
 pub struct Rss {
@@ -136,6 +161,9 @@ pub struct Rss {
     receives: Vec<bool>,
     hasher: Hasher,
     slots: Slots,
+    /// The indirection table as it was given.
+    table: Vec<QueueIndex>,
+    unclassified: QueueIndex,
 }
 
 impl Rss {
@@ -148,6 +176,8 @@ impl Rss {
             receives: vec![true; queues.max(1).into()],
             hasher: Hasher::new(HashConfig::default()),
             slots: Slots::default(),
+            table: Vec::new(),
+            unclassified: FIRST,
         }
     }
 
@@ -167,6 +197,25 @@ impl Rss {
     #[must_use]
     pub fn pairs(&self) -> u16 {
         self.pairs
+    }
+
+    /// What users may know of it.
+    #[must_use]
+    pub fn status(&self) -> RssStatus {
+        let (in_use, hash) = (self.mode == Mode::Table, self.hash_config());
+        let table = self.table.iter().filter(|_| in_use);
+        RssStatus {
+            mode: self.mode,
+            queue_pairs: self.pairs,
+            hash_types: hash.types().bits(),
+            key: hash
+                .key()
+                .iter()
+                .map(|octet| format!("{octet:02x}"))
+                .collect(),
+            table: table.map(|queue| queue.0).collect(),
+            unclassified: if in_use { self.unclassified.0 } else { 0 },
+        }
     }
 
     /// Back to one queue and no hash, as for a new device; all queues receive.
@@ -215,6 +264,8 @@ impl Rss {
             || self.mode == Mode::Table && config.hash != *self.hasher.config();
         self.hasher.set(&config.hash);
         self.enter(Mode::Table, MAX_TABLE, progress);
+        self.table.clone_from(&config.table);
+        self.unclassified = config.unclassified;
         let table = &config.table;
         let entry = |slot| table[slot & (table.len() - 1)];
         self.slots.aim_all(entry, config.unclassified, progress);

@@ -72,7 +72,7 @@ impl Bench {
         let mut source = spec.open(&facts).expect("a generator");
         source.link_changed(Nanos::ZERO, true);
         let none = WireSpec::None.open(&facts).expect("no wire");
-        let card = Card::new(Nic::new(&config, Features::supported()), none, Nanos::ZERO);
+        let card = Card::new(Nic::new(&config, Features::supported(1)), none, Nanos::ZERO);
         let memory = GuestMemory::new(16 << 20).expect("guest memory");
         let transport = InProcess::new(card, memory).expect("a card");
         let card = transport.card();

@@ -44,7 +44,7 @@ fn memory_of(persona: Persona) -> Arc<GuestMemory> {
 fn nic_for(persona: Persona) -> TestNic {
     TestNic::with("loopback", |config| {
         if persona == Persona::VirtioUser {
-            config.features = Features::supported().without(Features::CTRL_VQ);
+            config.features = Features::supported(1).without(Features::CTRL_VQ);
         }
     })
 }
@@ -255,7 +255,7 @@ fn the_second_front_end_waits_until_the_first_leaves() {
         .expect("its turn")
         .u64()
         .expect("a number");
-    assert_eq!(features, Features::supported().bits());
+    assert_eq!(features, Features::supported(1).bits());
     assert_eq!(nic.status().connections, 2);
 }
 

@@ -11,6 +11,7 @@ mod hostile_messages;
 mod hostile_rings;
 mod link;
 mod measure;
+mod multi_queue;
 mod process;
 mod talk;
 mod virtual_time;

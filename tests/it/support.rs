@@ -45,7 +45,7 @@ impl TestNic {
         let mut config = NicConfig {
             socket: directory.path().join("nic.sock"),
             port: PortConfig::default(),
-            features: Features::supported(),
+            features: Features::supported(1),
             wire: wire.parse().expect("a wire"),
             workers: workers(),
             poll: false,
@@ -204,7 +204,7 @@ pub fn virtual_guest(wire: &str, change: impl FnOnce(&mut PortConfig)) -> Virtne
         speed: port.speed,
     };
     let spec: WireSpec = wire.parse().expect("a wire");
-    let nic = Nic::new(&port, Features::supported());
+    let nic = Nic::new(&port, Features::supported(1));
     let card = Card::new(nic, spec.open(&facts).expect("a wire"), Nanos::ZERO);
     let memory = GuestMemory::new(32 << 20).expect("guest memory");
     let transport = InProcess::new(card, memory).expect("a mapping");

@@ -120,6 +120,16 @@ impl Default for HashConfig {
 }
 
 impl HashConfig {
+    /// Hashes all types with the key that Microsoft's specification of receive-side scaling uses to verify it, and many a
+    /// card comes with.
+    #[must_use]
+    pub fn usual() -> Self {
+        HashConfig {
+            types: HashTypes::ALL,
+            key: USUAL_KEY,
+        }
+    }
+
     /// Hashes by the types in `types`, with `key`; zeros follow a key that is shorter than [`MAX_KEY`] octets.
     ///
     /// # Errors
@@ -149,6 +159,13 @@ impl HashConfig {
         &self.key
     }
 }
+
+#[rustfmt::skip]
+const USUAL_KEY: [u8; MAX_KEY] = [
+    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0,
+    0xd0, 0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c,
+    0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+];
 
 /// The hash calculation with one configuration.
 #[derive(Clone, Debug)]

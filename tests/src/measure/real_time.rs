@@ -48,7 +48,7 @@ pub fn in_real_time(
             link: false,
             ..PortConfig::default()
         },
-        features: Features::supported(),
+        features: Features::supported(1),
         wire: experiment.wire(),
         workers: 1,
         poll: experiment.poll,

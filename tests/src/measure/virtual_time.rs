@@ -47,7 +47,7 @@ impl Testbed {
             speed: config.speed,
         };
         let wire = experiment.wire().open(&facts)?;
-        let card = Card::new(Nic::new(&config, Features::supported()), wire, Nanos::ZERO);
+        let card = Card::new(Nic::new(&config, Features::supported(1)), wire, Nanos::ZERO);
         let transport = InProcess::new(card, GuestMemory::new(GUEST_MEMORY)?)?;
         let world = transport.world();
         let dev = VirtnetInfo::probe(transport, &probe_options())?;
