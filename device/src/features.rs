@@ -29,6 +29,8 @@ bitflags::bitflags! {
         const CTRL_MAC_ADDR = 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
         /// Several queue pairs.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
+        /// The control queue tells the device's counts.
+        const DEVICE_STATS = 1 << virtio_net::VIRTIO_NET_F_DEVICE_STATS;
         /// The control queue sets interrupt moderation for each virtqueue.
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
@@ -68,6 +70,7 @@ impl Features {
         if !left.contains(Features::CTRL_VQ) {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
+            left.remove(Features::DEVICE_STATS);
         }
         left
     }

@@ -87,7 +87,7 @@ impl Nic {
         let (port, queues) = (&mut self.port, &mut self.queues);
         let received = queues.receive(port, now, rx, &mut self.device);
         let sent = queues.transmit(port, now, tx, &mut self.device);
-        let execute = |device: &VirtioNet, command: &[u8]| {
+        let execute = |device: &VirtioNet, commands, command: &[u8]| {
             let pairs = &mut Local {
                 queues,
                 device,
@@ -97,6 +97,7 @@ impl Nic {
                 device,
                 port,
                 pairs,
+                commands,
             };
             control::execute(&mut context, command)
         };
@@ -171,5 +172,7 @@ pub fn set_port_features(port: &mut Port, acked: Features) {
 
 #[cfg(test)]
 mod coalescing_tests;
+#[cfg(test)]
+mod stats_tests;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::BURST;
 use crate::checksum::{self, Verdict};
-use crate::counters::{Drop, PortCounters, QueueCounters};
+use crate::counters::{Drop, LineCounters, PortCounters, QueueCounters};
 use crate::fifo::Occupancy;
 use crate::filter::{Destination, Filter, MacAddress};
 use crate::frame::{Checksum, FCS, Frame, Pool};
@@ -76,6 +76,8 @@ pub struct Port {
     fifos: Vec<Occupancy>,
     lead: Duration,
     counters: PortCounters,
+    /// What of that belongs to each queue.
+    lines: Vec<LineCounters>,
     /// The queue that may send first in the next round.
     first_tx: usize,
     /// Whether the line was too busy for what the host may have to send.
@@ -124,6 +126,7 @@ impl Port {
             fifos: vec![Occupancy::new(config.fifo); config.queue_pairs.max(1).into()],
             lead: config.lead,
             counters: PortCounters::default(),
+            lines: vec![LineCounters::default(); config.queue_pairs.max(1).into()],
             first_tx: 0,
             tx_paused: false,
         }
@@ -191,7 +194,10 @@ impl Port {
                     self.counters.rx_checksum_good += 1;
                     frame.checksum = Checksum::Valid;
                 }
-                Verdict::Bad => self.counters.rx_checksum_bad += 1,
+                Verdict::Bad => {
+                    self.counters.rx_checksum_bad += 1;
+                    frame.checksum = Checksum::Bad;
+                }
                 Verdict::None => {}
             }
         }
@@ -200,6 +206,7 @@ impl Port {
         if self.fifos[usize::from(queue.0)].push(frame) {
             Ok(queue)
         } else {
+            self.lines[usize::from(queue.0)].rx_overflows += 1;
             Err(Drop::RxFifoOverflow)
         }
     }
@@ -230,7 +237,9 @@ impl Port {
                 break;
             }
             let queue = (self.first_tx + turn) % queues;
+            let before = self.counters.sent();
             let fetched = fetch(self, QueueIndex(queue as u16));
+            self.lines[queue].count_sent(before, self.counters.sent());
             more |= fetched == BURST;
             if fetched > 0 {
                 worked = true;
@@ -296,6 +305,15 @@ impl Port {
             counters.add(queue);
         }
         counters
+    }
+
+    /// What of the port's counts belongs to `queue`.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    #[must_use]
+    pub fn line_counters(&self, queue: QueueIndex) -> &LineCounters {
+        &self.lines[usize::from(queue.0)]
     }
 
     /// The port's state and counts, with those of all its queues: `queues`.
