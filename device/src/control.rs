@@ -13,7 +13,7 @@ use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_STATS,
-    VIRTIO_NET_ERR, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
@@ -245,6 +245,7 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
     match u32::from(class) {
         VIRTIO_NET_CTRL_RX => filter::receive_mode(context, command, data),
         VIRTIO_NET_CTRL_MAC => filter::address(context, command, data),
+        VIRTIO_NET_CTRL_VLAN => filter::vlan(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
         VIRTIO_NET_CTRL_STATS => stats::execute(context, command, data),
         _ => Err(Refusal::Unknown),
@@ -290,9 +291,9 @@ mod tests {
 
     pub(super) fn refused(port: &mut Port, features: Features, command: &[u8]) -> Refusal {
         let mut queues = Queues::new(&PortConfig::default());
-        let before = format!("{:?} {:?}", port.filter, queues.moderator);
+        let before = format!("{port:?} {:?}", queues.moderator);
         let refusal = execute_on(port, &mut queues, features, command).unwrap_err();
-        let after = format!("{:?} {:?}", port.filter, queues.moderator);
+        let after = format!("{port:?} {:?}", queues.moderator);
         assert_eq!(after, before, "{command:?} changed something");
         refusal
     }

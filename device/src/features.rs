@@ -27,6 +27,10 @@ bitflags::bitflags! {
         const CTRL_RX = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX;
         /// The control queue sets the address.
         const CTRL_MAC_ADDR = 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
+        /// The control queue says of which VLANs the driver is.
+        const CTRL_VLAN = 1 << virtio_net::VIRTIO_NET_F_CTRL_VLAN;
+        /// The control queue refuses whole kinds of frames.
+        const CTRL_RX_EXTRA = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX_EXTRA;
         /// Several queue pairs.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
         /// The control queue tells the device's counts.
@@ -70,7 +74,7 @@ impl Features {
         if !left.contains(Features::CTRL_VQ) {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
-            left.remove(Features::DEVICE_STATS);
+            left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA | Features::DEVICE_STATS);
         }
         left
     }

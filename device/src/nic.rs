@@ -10,6 +10,7 @@ use nic_model::frame::Frame;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::queues::Queues;
 use nic_model::time::Nanos;
+use nic_model::vlan::VlanFilter;
 use serde::{Serialize, Serializer};
 
 use crate::control::{self, Context, ControlCounters, Local};
@@ -142,6 +143,7 @@ impl Nic {
     pub fn reset(&mut self) {
         self.rings().reset();
         self.port.filter = Filter::new(self.address);
+        self.port.vlan = VlanFilter::default();
     }
 
     /// The port's counts, and those of all queues.
@@ -164,14 +166,17 @@ impl Nic {
     }
 }
 
-/// The address filter works if the driver can set it up; otherwise whoever does that filters for the card, and all
+/// The filters work if the driver can set them up; otherwise whoever does that filters for the card, and all
 /// frames pass.
 pub fn set_port_features(port: &mut Port, acked: Features) {
     port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
+    port.vlan.active = acked.contains(Features::CTRL_VQ | Features::CTRL_VLAN);
 }
 
 #[cfg(test)]
 mod coalescing_tests;
+#[cfg(test)]
+mod filter_tests;
 #[cfg(test)]
 mod stats_tests;
 #[cfg(test)]

@@ -40,6 +40,8 @@ drops! {
     RxJabber = "rx_jabbers",
     /// Not for this station: the address filter did not admit it.
     RxFiltered = "rx_filtered",
+    /// Of a VLAN that is not in the VLAN filter's table.
+    RxVlanFiltered = "rx_vlan_filtered",
     /// Its queue is not enabled by the driver.
     RxQueueDisabled = "rx_queue_disabled",
     /// Its queue's FIFO was full: the driver posts buffers too slowly.

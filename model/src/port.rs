@@ -20,6 +20,7 @@ use crate::moderation::Coalesce;
 use crate::parse;
 use crate::phy::{self, Phy, Speed};
 use crate::time::Nanos;
+use crate::vlan::VlanFilter;
 
 /// What a port is made of.
 #[derive(Clone, Debug)]
@@ -68,6 +69,8 @@ pub struct Port {
     pub phy: Phy,
     /// The receive address filter.
     pub filter: Filter,
+    /// The VLAN filter.
+    pub vlan: VlanFilter,
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
@@ -99,10 +102,22 @@ pub struct PortStatus {
     pub promiscuous: bool,
     /// Whether all multicast frames are admitted.
     pub all_multicast: bool,
+    /// Whether all unicast frames are admitted.
+    pub all_unicast: bool,
+    /// Whether multicast frames are refused.
+    pub no_multicast: bool,
+    /// Whether unicast frames are refused.
+    pub no_unicast: bool,
+    /// Whether broadcast frames are refused.
+    pub no_broadcast: bool,
     /// Entries of the unicast table.
     pub unicast_table: Vec<String>,
     /// Entries of the multicast table.
     pub multicast_table: Vec<String>,
+    /// Whether the VLAN filter is in use.
+    pub vlan_filter_active: bool,
+    /// VLANs that are admitted then.
+    pub vlan_table: Vec<String>,
     /// Frames that wait in the receive FIFOs.
     pub rx_fifo_frames: usize,
     /// All counts.
@@ -120,6 +135,7 @@ impl Port {
         Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
+            vlan: VlanFilter::default(),
             pool: Pool::new(buffer),
             mtu: config.mtu,
             mac,
@@ -182,7 +198,11 @@ impl Port {
         self.counters.rx_octets += octets as u64;
         self.mac.accept(frame)?;
         let bytes = frame.bytes();
-        match self.filter.admit(bytes)? {
+        let destination = self.filter.admit(bytes)?;
+        if !self.filter.promiscuous {
+            self.vlan.admit(bytes)?;
+        }
+        match destination {
             Destination::Unicast => self.counters.rx_unicast += 1,
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
@@ -327,8 +347,14 @@ impl Port {
             filter_active: self.filter.active,
             promiscuous: self.filter.promiscuous,
             all_multicast: self.filter.all_multicast,
+            all_unicast: self.filter.all_unicast,
+            no_multicast: self.filter.no_multicast,
+            no_unicast: self.filter.no_unicast,
+            no_broadcast: self.filter.no_broadcast,
             unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
             multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
+            vlan_filter_active: self.vlan.active,
+            vlan_table: self.vlan.members().map(|id| id.to_string()).collect(),
             rx_fifo_frames: self.fifos.iter().map(Occupancy::frames).sum(),
             counters: self.counters(queues),
         }
