@@ -81,7 +81,7 @@ impl Card {
 
     /// Brings the link up or down; returns whether that is a change.
     pub fn set_link(&mut self, now: Nanos, up: bool) -> bool {
-        let changed = self.nic.port.phy.set_link(up);
+        let changed = self.nic.set_link(up);
         if changed {
             self.wire.link_changed(now, up);
         }

@@ -51,6 +51,14 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Have the guest of a running NIC tell its neighbours where it is, as after a migration
+    ///
+    /// A guest whose link has come up again does so by itself. The driver must have accepted GUEST_ANNOUNCE; behind QEMU's
+    /// virtio-net-pci and cloud-hypervisor it is the VMM that asks.
+    Announce {
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 #[derive(clap::Args)]
@@ -128,7 +136,7 @@ struct Serve {
     /// once the guest is ready, nothing of it is missed
     #[arg(long, value_enum, default_value = "up")]
     link: LinkState,
-    /// Where to listen for vhost-user-nic stats and link
+    /// Where to listen for vhost-user-nic stats, link and announce
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Log each message of the vhost-user protocol
@@ -177,6 +185,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(&options),
         Command::Stats { target, all } => stats(&target, all),
         Command::Link { state, target } => link(&target, state),
+        Command::Announce { target } => ask_to_announce(&target),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -333,5 +342,14 @@ fn link(target: &Target, state: Option<LinkState>) -> anyhow::Result<()> {
         let text = |key: &str| link[key].as_str().unwrap_or("unknown").to_owned();
         let speed = &link["speed_mbps"];
         print(&format!("link {} at {speed} Mb/s", text("link")))
+    }
+}
+
+fn ask_to_announce(target: &Target) -> anyhow::Result<()> {
+    let asked = control::ask(&target.control, Request::Announce)?;
+    if target.json {
+        print(&serde_json::to_string_pretty(&asked)?)
+    } else {
+        print("the guest is asked to announce itself")
     }
 }

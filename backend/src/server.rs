@@ -147,6 +147,19 @@ impl NicServer {
         Ok(changed)
     }
 
+    /// Asks the driver to tell its neighbours where it is. Returns whether there is one that can be asked.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn announce(&self) -> Result<bool, Ended> {
+        let asked = self.worker.call(|worker| worker.card.nic.announce())?;
+        if asked {
+            info!("the driver is asked to announce itself");
+            self.front_end.config_changed();
+        }
+        Ok(asked)
+    }
+
     /// All counts.
     ///
     /// # Errors

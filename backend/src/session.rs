@@ -162,7 +162,10 @@ impl VhostUserBackend for NicBackend {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         self.session
-            .call(move |worker| config::read(&worker.card.nic.port, offset as usize, size as usize))
+            .call(move |worker| {
+                let nic = &worker.card.nic;
+                config::read(&nic.port, &nic.device, offset as usize, size as usize)
+            })
             .unwrap_or_else(|| vec![0; size as usize])
     }
 

@@ -1,11 +1,14 @@
 //! The configuration space: `struct virtio_net_config` (VIRTIO 1.3, 5.1.4).
 
 use nic_model::port::Port;
-use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
+use virtio_bindings::virtio_net::{VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
-/// The fields up to `duplex`; those of features that are not offered are zero.
+use crate::features::Features;
+use crate::virtio_net::VirtioNet;
+
+/// The fields up to `duplex`; those of features that are not offered are zero, or unknown.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct NetConfig {
@@ -17,25 +20,32 @@ struct NetConfig {
     duplex: u8,
 }
 
-/// `duplex`: unknown, since SPEED_DUPLEX is not offered.
+/// `duplex`: both ways at once.
+const DUPLEX_FULL: u8 = 1;
+/// `duplex`: unknown.
 const DUPLEX_UNKNOWN: u8 = 0xff;
-/// `speed`: unknown, likewise.
+/// `speed`: unknown.
 const SPEED_UNKNOWN: u32 = 0xffff_ffff;
 
 /// The space's octets `offset..offset + size`. What lies beyond its fields reads as zero.
 #[must_use]
-pub fn read(port: &Port, offset: usize, size: usize) -> Vec<u8> {
+pub fn read(port: &Port, device: &VirtioNet, offset: usize, size: usize) -> Vec<u8> {
+    let of = |feature, value| match device.offered().intersects(feature) {
+        true => value,
+        false => 0,
+    };
+    // A link that is down has neither.
+    let (speed, duplex) = match device.offered().contains(Features::SPEED_DUPLEX) {
+        true if port.phy.link() => (port.phy.speed().mbps(), DUPLEX_FULL),
+        _ => (SPEED_UNKNOWN, DUPLEX_UNKNOWN),
+    };
     let config = NetConfig {
         mac: port.filter.address.0,
-        status: U16::new(if port.phy.link() {
-            VIRTIO_NET_S_LINK_UP as u16
-        } else {
-            0
-        }),
-        max_virtqueue_pairs: U16::new(port.queue_pairs()),
-        mtu: U16::new(port.mtu()),
-        speed: U32::new(SPEED_UNKNOWN),
-        duplex: DUPLEX_UNKNOWN,
+        status: U16::new(of(Features::STATUS, status(port))),
+        max_virtqueue_pairs: U16::new(of(Features::MQ, port.queue_pairs())),
+        mtu: U16::new(of(Features::MTU, port.mtu())),
+        speed: U32::new(speed),
+        duplex,
     };
     let fields = config.as_bytes();
     (offset..offset.saturating_add(size))
@@ -43,26 +53,79 @@ pub fn read(port: &Port, offset: usize, size: usize) -> Vec<u8> {
         .collect()
 }
 
+/// The field `status`.
+fn status(port: &Port) -> u16 {
+    let bit = |set, bit: u32| if set { bit as u16 } else { 0 };
+    bit(port.phy.link(), VIRTIO_NET_S_LINK_UP) | bit(port.announce, VIRTIO_NET_S_ANNOUNCE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nic_model::phy::Speed;
     use nic_model::port::PortConfig;
+
+    fn port() -> Port {
+        Port::new(&PortConfig {
+            mtu: 9000,
+            ..Default::default()
+        })
+    }
 
     #[test]
     fn any_window_can_be_read() {
-        let mut port = Port::new(&PortConfig {
-            mtu: 9000,
-            ..Default::default()
-        });
+        let (mut port, device) = (port(), VirtioNet::new(1, Features::supported()));
+        let read = |port: &Port, offset, size| read(port, &device, offset, size);
         assert_eq!(
             read(&port, 0, 12),
-            [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0x28, 0x23]
+            [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 0, 0, 0x28, 0x23]
         );
         assert_eq!(read(&port, 6, 2), [1, 0]);
+        assert_eq!(read(&port, 10, 8), [0x28, 0x23, 0x10, 0x27, 0, 0, 1, 0]);
         port.phy.set_link(false);
         assert_eq!(read(&port, 6, 2), [0, 0]);
-        assert_eq!(read(&port, 15, 4), [0xff, 0xff, 0, 0]);
+        assert_eq!(read(&port, 12, 6), [0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+        port.announce = true;
+        assert_eq!(read(&port, 6, 2), [2, 0]);
         assert_eq!(read(&port, usize::MAX, 1), []);
         assert_eq!(read(&port, 1000, 3), [0, 0, 0]);
+    }
+
+    #[test]
+    fn each_field_goes_with_its_feature() {
+        let mut port = port();
+        port.announce = true;
+        for (feature, at, len) in [
+            (Features::STATUS, 6, 2),
+            (Features::MQ, 8, 2),
+            (Features::MTU, 10, 2),
+            (Features::SPEED_DUPLEX, 12, 5),
+        ] {
+            let with = read(&port, &VirtioNet::new(1, Features::all()), 0, 17);
+            let left = Features::all().difference(feature);
+            let without = read(&port, &VirtioNet::new(1, left), 0, 17);
+            let missing = if feature == Features::SPEED_DUPLEX {
+                0xff
+            } else {
+                0
+            };
+            assert_eq!(without[at..at + len], vec![missing; len], "{feature}");
+            assert_ne!(with[at..at + len], without[at..at + len], "{feature}");
+            assert_eq!(with[..at], without[..at], "{feature}");
+            assert_eq!(with[at + len..], without[at + len..], "{feature}");
+        }
+    }
+
+    #[test]
+    fn every_rate_fits_the_field() {
+        for mbps in [10, 2_500, 400_000] {
+            let speed = Speed::from_mbps(mbps).unwrap();
+            let port = Port::new(&PortConfig {
+                speed,
+                ..Default::default()
+            });
+            let device = VirtioNet::new(1, Features::supported());
+            assert_eq!(read(&port, &device, 12, 4), mbps.to_le_bytes());
+        }
     }
 }

@@ -12,14 +12,15 @@ use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_STATS,
-    VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX,
+    VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::{VirtioNet, VirtqueueCounters, virtqueue};
 
+mod announce;
 mod coalesce;
 mod filter;
 mod stats;
@@ -246,6 +247,7 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
         VIRTIO_NET_CTRL_RX => filter::receive_mode(context, command, data),
         VIRTIO_NET_CTRL_MAC => filter::address(context, command, data),
         VIRTIO_NET_CTRL_VLAN => filter::vlan(context, command, data),
+        VIRTIO_NET_CTRL_ANNOUNCE => announce::execute(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
         VIRTIO_NET_CTRL_STATS => stats::execute(context, command, data),
         _ => Err(Refusal::Unknown),
@@ -364,7 +366,7 @@ mod tests {
                 "{malformed:?}"
             );
         }
-        for unknown in [&[0, 9, 1][..], &[1, 9], &[99, 0], &[3, 0], &[6, 4]] {
+        for unknown in [&[0, 9, 1][..], &[1, 9], &[99, 0], &[6, 4]] {
             assert_eq!(
                 refused(&mut port, all, unknown),
                 Refusal::Unknown,

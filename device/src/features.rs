@@ -31,6 +31,8 @@ bitflags::bitflags! {
         const CTRL_VLAN = 1 << virtio_net::VIRTIO_NET_F_CTRL_VLAN;
         /// The control queue refuses whole kinds of frames.
         const CTRL_RX_EXTRA = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX_EXTRA;
+        /// The device can ask the driver to tell its neighbours where it is.
+        const GUEST_ANNOUNCE = 1 << virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
         /// Several queue pairs.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
         /// The control queue tells the device's counts.
@@ -39,6 +41,8 @@ bitflags::bitflags! {
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
         const NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_NOTF_COAL;
+        /// The device tells its line rate.
+        const SPEED_DUPLEX = 1 << virtio_net::VIRTIO_NET_F_SPEED_DUPLEX;
         /// Descriptors may point to tables of descriptors.
         const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
         /// Each side says at which index it wants to be notified.
@@ -75,6 +79,10 @@ impl Features {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
             left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA | Features::DEVICE_STATS);
+        }
+        // What it asks for is asked for in the status, and answered on the control queue.
+        if !left.contains(Features::CTRL_VQ | Features::STATUS) {
+            left.remove(Features::GUEST_ANNOUNCE);
         }
         left
     }
@@ -140,7 +148,17 @@ mod tests {
         let left = Features::supported().without(Features::CTRL_VQ);
         assert!(!left.intersects(Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR));
         assert!(!left.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL));
-        assert!(left.contains(Features::CSUM));
+        assert!(!left.intersects(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA));
+        assert!(!left.intersects(Features::DEVICE_STATS | Features::GUEST_ANNOUNCE));
+        assert!(left.contains(Features::CSUM | Features::SPEED_DUPLEX));
+    }
+
+    #[test]
+    fn what_is_asked_for_in_the_status_goes_with_it() {
+        let left = Features::supported().without(Features::STATUS);
+        assert!(!left.contains(Features::GUEST_ANNOUNCE));
+        let others = Features::STATUS | Features::GUEST_ANNOUNCE;
+        assert_eq!(left, Features::supported().difference(others));
     }
 
     #[test]

@@ -138,12 +138,31 @@ impl Nic {
         self.rings().set_features(acked)
     }
 
+    /// Brings the link up or down. A driver behind a link that has come up again is asked to announce itself: the
+    /// neighbours may be others. Returns whether that was a change, of which the driver has to hear.
+    pub fn set_link(&mut self, up: bool) -> bool {
+        let changed = self.port.phy.set_link(up);
+        if changed && up {
+            self.announce();
+        }
+        changed
+    }
+
+    /// Asks the driver to tell its neighbours where it is (VIRTIO 1.3, 5.1.6.5.4). Returns false if it is none
+    /// that can be asked; otherwise it has to hear that the configuration space has changed.
+    pub fn announce(&mut self) -> bool {
+        let can = announces(self.device.acked());
+        self.port.announce |= can;
+        can
+    }
+
     /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, moderation. Counters
     /// and the link stay.
     pub fn reset(&mut self) {
         self.rings().reset();
         self.port.filter = Filter::new(self.address);
         self.port.vlan = VlanFilter::default();
+        self.port.announce = false;
     }
 
     /// The port's counts, and those of all queues.
@@ -166,13 +185,21 @@ impl Nic {
     }
 }
 
+/// Whether a driver that accepted `acked` can be asked to announce itself: it says on the control queue that it does.
+fn announces(acked: Features) -> bool {
+    acked.contains(Features::CTRL_VQ | Features::GUEST_ANNOUNCE)
+}
+
 /// The filters work if the driver can set them up; otherwise whoever does that filters for the card, and all
 /// frames pass.
 pub fn set_port_features(port: &mut Port, acked: Features) {
     port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
     port.vlan.active = acked.contains(Features::CTRL_VQ | Features::CTRL_VLAN);
+    port.announce &= announces(acked);
 }
 
+#[cfg(test)]
+mod announce_tests;
 #[cfg(test)]
 mod coalescing_tests;
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub struct Port {
     pub filter: Filter,
     /// The VLAN filter.
     pub vlan: VlanFilter,
+    /// Whether the host is asked to tell its neighbours where it is, and has yet to say that it does.
+    pub announce: bool,
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
@@ -94,6 +96,8 @@ pub struct PortStatus {
     pub link: bool,
     /// The line rate in megabits a second.
     pub speed_mbps: u32,
+    /// Whether the host is asked to announce itself, and has yet to say that it does.
+    pub announce: bool,
     /// The station's address.
     pub mac: String,
     /// Whether the address filter is in use.
@@ -136,6 +140,7 @@ impl Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
             vlan: VlanFilter::default(),
+            announce: false,
             pool: Pool::new(buffer),
             mtu: config.mtu,
             mac,
@@ -343,6 +348,7 @@ impl Port {
         PortStatus {
             link: self.phy.link(),
             speed_mbps: self.phy.speed().mbps(),
+            announce: self.announce,
             mac: self.filter.address.to_string(),
             filter_active: self.filter.active,
             promiscuous: self.filter.promiscuous,
