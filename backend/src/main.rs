@@ -82,7 +82,7 @@ enum LinkState {
 enum Profile {
     /// Everything: User-mode Linux, QEMU, crosvm, cloud-hypervisor
     Full,
-    /// For QEMU's virtio-net-pci
+    /// For QEMU's virtio-net-pci, which can reset single queues (ethtool -G): RING_RESET too
     Qemu,
     /// For DPDK's virtio-user, which emulates the control queue itself
     VirtioUser,
@@ -147,7 +147,8 @@ struct Serve {
 impl Serve {
     fn features(&self) -> Features {
         let offered = match self.profile {
-            Profile::Full | Profile::Qemu => Features::supported(),
+            Profile::Full => Features::supported(),
+            Profile::Qemu => Features::supported() | Features::RING_RESET,
             Profile::VirtioUser => Features::supported().without(Features::CTRL_VQ),
         };
         self.disable

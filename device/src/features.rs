@@ -49,16 +49,19 @@ bitflags::bitflags! {
         const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
         /// The device follows VIRTIO 1.0 or later.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+        /// A queue can be reset on its own.
+        const RING_RESET = 1 << virtio_config::VIRTIO_F_RING_RESET;
         /// vhost-user's own bit: the two sides negotiate protocol features.
         const PROTOCOL_FEATURES = 1 << 30;
     }
 }
 
 impl Features {
-    /// Everything that this device can do with one queue pair.
+    /// Everything that this device can do with one queue pair, except for RING_RESET, which is not offered to every
+    /// front-end: some hand all that is offered to the driver, and cannot reset a queue themselves.
     #[must_use]
     pub fn supported() -> Self {
-        Features::all().difference(Features::MQ)
+        Features::all().difference(Features::MQ | Features::RING_RESET)
     }
 
     /// Octets of the header before each packet (VIRTIO 1.3, 5.1.6; 5.1.6.1 for legacy drivers).
@@ -110,7 +113,8 @@ impl FromStr for Features {
     type Err = UnknownFeature;
     fn from_str(text: &str) -> Result<Self, UnknownFeature> {
         // Neither the protocol itself nor the modern interface can be switched off.
-        let known = Features::supported() - Features::PROTOCOL_FEATURES - Features::VERSION_1;
+        let offered = Features::supported() | Features::RING_RESET;
+        let known = offered - Features::PROTOCOL_FEATURES - Features::VERSION_1;
         let name = text.to_ascii_uppercase();
         let name = name.strip_prefix("VIRTIO_NET_F_").unwrap_or(&name);
         Features::from_name(name)

@@ -205,6 +205,8 @@ mod coalescing_tests;
 #[cfg(test)]
 mod filter_tests;
 #[cfg(test)]
+mod ring_reset_tests;
+#[cfg(test)]
 mod stats_tests;
 #[cfg(test)]
 mod tests;
