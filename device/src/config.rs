@@ -1,6 +1,7 @@
-//! The configuration space: `struct virtio_net_config` (VIRTIO 1.3, 5.1.4).
+//! The configuration space: `struct virtio_net_config` (VIRTIO 1.4, 5.1.4).
 
 use nic_model::port::Port;
+use nic_model::tunnel::TunnelTypes;
 use virtio_bindings::virtio_net::{VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
@@ -8,7 +9,7 @@ use zerocopy::{Immutable, IntoBytes};
 use crate::features::Features;
 use crate::virtio_net::VirtioNet;
 
-/// The fields up to `duplex`; those of features that are not offered are zero, or unknown.
+/// The fields; those of features that are not offered are zero, or unknown.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct NetConfig {
@@ -18,6 +19,9 @@ struct NetConfig {
     mtu: U16,
     speed: U32,
     duplex: u8,
+    /// Those of receive-side scaling, which is not offered.
+    rss: [u8; 7],
+    supported_tunnel_types: U32,
 }
 
 /// `duplex`: both ways at once.
@@ -30,14 +34,18 @@ const SPEED_UNKNOWN: u32 = 0xffff_ffff;
 /// The space's octets `offset..offset + size`. What lies beyond its fields reads as zero.
 #[must_use]
 pub fn read(port: &Port, device: &VirtioNet, offset: usize, size: usize) -> Vec<u8> {
-    let of = |feature, value| match device.offered().intersects(feature) {
-        true => value,
-        false => 0,
-    };
+    let offers = |feature| device.offered().contains(feature);
+    let of = |feature, value| if offers(feature) { value } else { 0 };
     // A link that is down has neither.
-    let (speed, duplex) = match device.offered().contains(Features::SPEED_DUPLEX) {
-        true if port.phy.link() => (port.phy.speed().mbps(), DUPLEX_FULL),
-        _ => (SPEED_UNKNOWN, DUPLEX_UNKNOWN),
+    let (speed, duplex) = if offers(Features::SPEED_DUPLEX) && port.phy.link() {
+        (port.phy.speed().mbps(), DUPLEX_FULL)
+    } else {
+        (SPEED_UNKNOWN, DUPLEX_UNKNOWN)
+    };
+    let tunnels = if offers(Features::HASH_TUNNEL) {
+        TunnelTypes::ALL
+    } else {
+        TunnelTypes::default()
     };
     let config = NetConfig {
         mac: port.filter.address.0,
@@ -46,6 +54,8 @@ pub fn read(port: &Port, device: &VirtioNet, offset: usize, size: usize) -> Vec<
         mtu: U16::new(of(Features::MTU, port.mtu())),
         speed: U32::new(speed),
         duplex,
+        rss: [0; 7],
+        supported_tunnel_types: U32::new(tunnels.bits()),
     };
     let fields = config.as_bytes();
     (offset..offset.saturating_add(size))
@@ -100,10 +110,11 @@ mod tests {
             (Features::MQ, 8, 2),
             (Features::MTU, 10, 2),
             (Features::SPEED_DUPLEX, 12, 5),
+            (Features::HASH_TUNNEL, 24, 4),
         ] {
-            let with = read(&port, &VirtioNet::new(1, Features::all()), 0, 17);
+            let with = read(&port, &VirtioNet::new(1, Features::all()), 0, 28);
             let left = Features::all().difference(feature);
-            let without = read(&port, &VirtioNet::new(1, left), 0, 17);
+            let without = read(&port, &VirtioNet::new(1, left), 0, 28);
             let missing = if feature == Features::SPEED_DUPLEX {
                 0xff
             } else {

@@ -23,6 +23,7 @@ use crate::virtio_net::{VirtioNet, VirtqueueCounters, virtqueue};
 mod announce;
 mod coalesce;
 mod filter;
+mod hash_tunnel;
 mod stats;
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
@@ -249,6 +250,7 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
         VIRTIO_NET_CTRL_VLAN => filter::vlan(context, command, data),
         VIRTIO_NET_CTRL_ANNOUNCE => announce::execute(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
+        hash_tunnel::CLASS => hash_tunnel::execute(context, command, data),
         VIRTIO_NET_CTRL_STATS => stats::execute(context, command, data),
         _ => Err(Refusal::Unknown),
     }

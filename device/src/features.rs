@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
 
+/// The bit of HASH_TUNNEL (VIRTIO 1.4, 5.1.3).
+const VIRTIO_NET_F_HASH_TUNNEL: u32 = 51;
+
 bitflags::bitflags! {
     /// Feature bits of this device, under the names of the VIRTIO specification.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +40,8 @@ bitflags::bitflags! {
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
         /// The control queue tells the device's counts.
         const DEVICE_STATS = 1 << virtio_net::VIRTIO_NET_F_DEVICE_STATS;
+        /// The control queue says of which tunnels the inner headers are hashed.
+        const HASH_TUNNEL = 1 << VIRTIO_NET_F_HASH_TUNNEL;
         /// The control queue sets interrupt moderation for each virtqueue.
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
@@ -57,11 +62,12 @@ bitflags::bitflags! {
 }
 
 impl Features {
-    /// Everything that this device can do with one queue pair, except for RING_RESET, which is not offered to every
-    /// front-end: some hand all that is offered to the driver, and cannot reset a queue themselves.
+    /// Everything that this device can do with one queue pair, where nothing is steered or hashed. RING_RESET is not among
+    /// it: some front-ends hand all that is offered to the driver, and cannot reset a queue themselves.
     #[must_use]
     pub fn supported() -> Self {
-        Features::all().difference(Features::MQ | Features::RING_RESET)
+        let several = Features::MQ | Features::HASH_TUNNEL;
+        Features::all().difference(several | Features::RING_RESET)
     }
 
     /// Octets of the header before each packet (VIRTIO 1.3, 5.1.6; 5.1.6.1 for legacy drivers).
@@ -81,7 +87,8 @@ impl Features {
         if !left.contains(Features::CTRL_VQ) {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
-            left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA | Features::DEVICE_STATS);
+            left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA);
+            left.remove(Features::DEVICE_STATS | Features::HASH_TUNNEL);
         }
         // What it asks for is asked for in the status, and answered on the control queue.
         if !left.contains(Features::CTRL_VQ | Features::STATUS) {

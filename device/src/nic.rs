@@ -10,6 +10,7 @@ use nic_model::frame::Frame;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::queues::Queues;
 use nic_model::time::Nanos;
+use nic_model::tunnel::TunnelTypes;
 use nic_model::vlan::VlanFilter;
 use serde::{Serialize, Serializer};
 
@@ -162,7 +163,7 @@ impl Nic {
         self.rings().reset();
         self.port.filter = Filter::new(self.address);
         self.port.vlan = VlanFilter::default();
-        self.port.announce = false;
+        set_port_features(&mut self.port, Features::empty());
     }
 
     /// The port's counts, and those of all queues.
@@ -196,6 +197,9 @@ pub fn set_port_features(port: &mut Port, acked: Features) {
     port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
     port.vlan.active = acked.contains(Features::CTRL_VQ | Features::CTRL_VLAN);
     port.announce &= announces(acked);
+    if !acked.contains(Features::CTRL_VQ | Features::HASH_TUNNEL) {
+        port.hash_tunnel_types = TunnelTypes::default();
+    }
 }
 
 #[cfg(test)]

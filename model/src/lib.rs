@@ -28,6 +28,7 @@ pub mod phy;
 pub mod port;
 pub mod queues;
 pub mod time;
+pub mod tunnel;
 pub mod vlan;
 
 /// The largest number of frames that any block handles at once.

@@ -43,8 +43,8 @@ pub struct Summary {
     pub end: u32,
 }
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
@@ -64,7 +64,13 @@ const MAX_EXTENSIONS: usize = 8;
 #[must_use]
 #[inline]
 pub fn summarise(frame: &[u8]) -> Summary {
-    let mut offset = 12;
+    ethernet(frame, 0)
+}
+
+/// Walks the headers that begin with a destination address at `start`.
+#[inline]
+pub(crate) fn ethernet(frame: &[u8], start: usize) -> Summary {
+    let mut offset = start + 12;
     let mut ethertype = be16(frame, offset).unwrap_or(0);
     for _ in 0..MAX_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
@@ -73,7 +79,12 @@ pub fn summarise(frame: &[u8]) -> Summary {
         offset += 4;
         ethertype = be16(frame, offset).unwrap_or(0);
     }
-    offset += 2;
+    network(frame, offset + 2, ethertype)
+}
+
+/// Walks the headers that begin at `offset` with the one that `ethertype` stands for.
+#[inline]
+pub(crate) fn network(frame: &[u8], offset: usize, ethertype: u16) -> Summary {
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(frame, offset),
         ETHERTYPE_IPV6 => ipv6(frame, offset),
@@ -136,17 +147,12 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
             break;
         }
         let extension = frame.get(at..)?.first_chunk::<8>()?;
-        let len = match next {
-            FRAGMENT => {
-                // An atomic fragment (RFC 6946) is a whole datagram.
-                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
-                8
-            }
-            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
-            _ => (usize::from(extension[1]) + 1) * 8,
-        };
+        if next == FRAGMENT {
+            // An atomic fragment (RFC 6946) is a whole datagram.
+            fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+        }
+        at += extension_len(next, extension);
         next = extension[0];
-        at += len;
         if at > end {
             return None;
         }
@@ -162,6 +168,16 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
         transport_offset: at as u16,
         end: end as u32,
     })
+}
+
+/// Octets of an extension header of the kind `header`.
+#[inline]
+pub(crate) fn extension_len(header: u8, octets: &[u8; 8]) -> usize {
+    match header {
+        FRAGMENT => 8,
+        AUTHENTICATION => (usize::from(octets[1]) + 2) * 4,
+        _ => (usize::from(octets[1]) + 1) * 8,
+    }
 }
 
 #[inline]

@@ -20,6 +20,7 @@ use crate::moderation::Coalesce;
 use crate::parse;
 use crate::phy::{self, Phy, Speed};
 use crate::time::Nanos;
+use crate::tunnel::TunnelTypes;
 use crate::vlan::VlanFilter;
 
 /// What a port is made of.
@@ -71,6 +72,8 @@ pub struct Port {
     pub filter: Filter,
     /// The VLAN filter.
     pub vlan: VlanFilter,
+    /// Tunnels whose inner headers are hashed instead of their own.
+    pub hash_tunnel_types: TunnelTypes,
     /// Whether the host is asked to tell its neighbours where it is, and has yet to say that it does.
     pub announce: bool,
     /// The buffers that frames live in.
@@ -140,6 +143,7 @@ impl Port {
             phy: Phy::new(config.speed, config.link),
             filter: Filter::new(config.mac),
             vlan: VlanFilter::default(),
+            hash_tunnel_types: TunnelTypes::default(),
             announce: false,
             pool: Pool::new(buffer),
             mtu: config.mtu,
