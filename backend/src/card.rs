@@ -36,7 +36,7 @@ pub trait Line {
     /// Brings the link up or down; returns whether that is a change.
     fn set_link(&mut self, now: Nanos, up: bool) -> bool {
         let (port, wire) = self.plug();
-        let changed = port.phy.set_link(up);
+        let changed = port.set_link(up);
         if changed {
             wire.link_changed(now, up);
         }

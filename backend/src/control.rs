@@ -1,7 +1,7 @@
 //! The control socket: a running NIC is watched and changed through it.
 //!
 //! One request a line, one answer a line, both JSON. Requests: `{"command":"stats"}`, `{"command":"link"}`,
-//! `{"command":"link","up":true}`. Answers: `{"ok":...}` or `{"error":"..."}`.
+//! `{"command":"link","up":true}`, `{"command":"announce"}`. Answers: `{"ok":...}` or `{"error":"..."}`.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -37,6 +37,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         up: Option<bool>,
     },
+    /// Has the driver tell its neighbours where it is.
+    Announce,
 }
 
 /// What is answered.
@@ -58,6 +60,14 @@ fn perform(nic: &NicServer, request: Request) -> anyhow::Result<Value> {
                 "speed_mbps": status.speed_mbps,
                 "changed": changed,
             }))
+        }
+        Request::Announce => {
+            if !nic.announce()? {
+                bail!(
+                    "there is no driver that can be asked: none has accepted GUEST_ANNOUNCE and CTRL_VQ"
+                );
+            }
+            Ok(json!({ "asked": true }))
         }
     }
 }

@@ -51,6 +51,14 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Have the guest of a running NIC tell its neighbours where it is, as after a migration
+    ///
+    /// A guest whose link has come up again does so by itself. The driver must have accepted GUEST_ANNOUNCE; behind QEMU's
+    /// virtio-net-pci and cloud-hypervisor it is the VMM that asks.
+    Announce {
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 #[derive(clap::Args)]
@@ -80,7 +88,7 @@ enum Switch {
 enum Profile {
     /// Everything: User-mode Linux, QEMU, crosvm, cloud-hypervisor
     Full,
-    /// For QEMU's virtio-net-pci
+    /// For QEMU's virtio-net-pci, which can reset single queues (ethtool -G): RING_RESET too
     Qemu,
     /// For DPDK's virtio-user, which emulates the control queue itself
     VirtioUser,
@@ -146,7 +154,7 @@ struct Serve {
     /// once the guest is ready, nothing of it is missed
     #[arg(long, value_enum, default_value = "up")]
     link: LinkState,
-    /// Where to listen for vhost-user-nic stats and link
+    /// Where to listen for vhost-user-nic stats, link and announce
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Log each message of the vhost-user protocol
@@ -164,7 +172,8 @@ fn table_length(text: &str) -> Result<u16, String> {
 impl Serve {
     fn features(&self) -> Features {
         let offered = match self.profile {
-            Profile::Full | Profile::Qemu => Features::supported(self.queues),
+            Profile::Full => Features::supported(self.queues),
+            Profile::Qemu => Features::supported(self.queues) | Features::RING_RESET,
             Profile::VirtioUser => Features::supported(self.queues).without(Features::CTRL_VQ),
         };
         self.disable
@@ -205,6 +214,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(&options),
         Command::Stats { target, all } => stats(&target, all),
         Command::Link { state, target } => link(&target, state),
+        Command::Announce { target } => ask_to_announce(&target),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -361,5 +371,14 @@ fn link(target: &Target, state: Option<LinkState>) -> anyhow::Result<()> {
         let text = |key: &str| link[key].as_str().unwrap_or("unknown").to_owned();
         let speed = &link["speed_mbps"];
         print(&format!("link {} at {speed} Mb/s", text("link")))
+    }
+}
+
+fn ask_to_announce(target: &Target) -> anyhow::Result<()> {
+    let asked = control::ask(&target.control, Request::Announce)?;
+    if target.json {
+        print(&serde_json::to_string_pretty(&asked)?)
+    } else {
+        print("the guest is asked to announce itself")
     }
 }

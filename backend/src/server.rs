@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use log::{error, info};
 use nic_device::features::Features;
 use nic_device::nic::NicStatus;
-use nic_model::port::PortConfig;
+use nic_model::port::{Port, PortConfig};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
@@ -148,6 +148,19 @@ impl NicServer {
             self.front_end.config_changed();
         }
         Ok(changed)
+    }
+
+    /// Asks the driver to tell its neighbours where it is. Returns whether there is one that can be asked.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn announce(&self) -> Result<bool, Ended> {
+        let asked = self.engine.port(Port::ask_to_announce)?;
+        if asked {
+            info!("the driver is asked to announce itself");
+            self.front_end.config_changed();
+        }
+        Ok(asked)
     }
 
     /// All counts.

@@ -248,9 +248,10 @@ impl VhostUserBackend for NicBackend {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let offered = self.offered;
         self.session
             .engine
-            .port(move |port| config::read(port, offset as usize, size as usize))
+            .port(move |port| config::read(port, offered, offset as usize, size as usize))
             .unwrap_or_else(|_| vec![0; size as usize])
     }
 

@@ -11,11 +11,11 @@
 
 use std::sync::Arc;
 
-use nic_device::control::{self, Context, ControlCounters, Pairs};
+use nic_device::control::{self, Context, ControlCounters, HalfCounters, Pairs};
 use nic_device::features::Features;
 use nic_device::nic::NicStatus;
 use nic_device::rings::{self, Rings};
-use nic_device::virtio_net::VirtioNet;
+use nic_device::virtio_net::{VirtioNet, virtqueue};
 use nic_model::BURST;
 use nic_model::frame::{Frame, Pool};
 use nic_model::host::{Direction, QueueIndex};
@@ -145,14 +145,19 @@ impl PortSide {
 
     fn do_commands(&mut self) -> bool {
         let (port, pairs) = (&mut self.port, &mut self.workers);
-        control::poll(&mut self.device, &mut self.control, |device, command| {
-            let mut context = Context {
-                device,
-                port,
-                pairs,
-            };
-            control::execute(&mut context, command)
-        })
+        control::poll(
+            &mut self.device,
+            &mut self.control,
+            |device, commands, command| {
+                let mut context = Context {
+                    device,
+                    port,
+                    pairs,
+                    commands,
+                };
+                control::execute(&mut context, command)
+            },
+        )
     }
 
     /// The card's state and counts, the workers' included. They are asked while the port stands still, so that each frame
@@ -357,6 +362,14 @@ impl Pairs for Workers {
         });
         // They come back by the lane.
         Vec::new()
+    }
+
+    fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters {
+        self.ask(queue, move |side, _| HalfCounters {
+            pair: side.queues.counters()[usize::from(queue.0)].clone(),
+            virtqueue: side.device.counters_of(virtqueue(queue, direction)).clone(),
+        })
+        .unwrap_or_default()
     }
 
     fn set_coalesce_all(&mut self, direction: Direction, coalesce: Coalesce) {

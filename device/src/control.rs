@@ -4,6 +4,7 @@
 //! the writable part. Whatever cannot be done is answered with an error and changes nothing. A command
 //! without a place for the answer breaks the queue.
 
+use nic_model::counters::QueueCounters;
 use nic_model::frame::Frame;
 use nic_model::host::{Direction, QueueIndex};
 use nic_model::moderation::Coalesce;
@@ -12,17 +13,20 @@ use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX,
-    VIRTIO_NET_ERR, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_NOTF_COAL,
+    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
 use crate::ring::{Fault, Ring};
-use crate::virtio_net::VirtioNet;
+use crate::virtio_net::{VirtioNet, VirtqueueCounters, virtqueue};
 
+mod announce;
 mod coalesce;
 mod filter;
+mod hash_tunnel;
 mod mq;
+mod stats;
 
 /// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
 const BUDGET: usize = 64;
@@ -55,6 +59,15 @@ pub struct ControlCounters {
 /// What a command answers beside OK.
 type Reply = Vec<u8>;
 
+/// What one half of a queue pair has counted.
+#[derive(Clone, Debug, Default)]
+pub struct HalfCounters {
+    /// The model: both halves of the pair.
+    pub pair: QueueCounters,
+    /// The virtqueue of the half.
+    pub virtqueue: VirtqueueCounters,
+}
+
 /// The queue pairs, whoever serves them: what commands ask of them.
 pub trait Pairs {
     /// Whether virtqueue `index` is set up and packets may pass.
@@ -71,6 +84,9 @@ pub trait Pairs {
 
     /// Drops what waits in the FIFO of `queue`. Returns those frames that the port has to take back at once.
     fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame>;
+
+    /// What one direction of `queue` has counted.
+    fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters;
 }
 
 /// Queue pairs that are served where the commands are done.
@@ -104,6 +120,15 @@ impl Pairs for Local<'_> {
         self.queues.abandon(queue, |frame| frames.push(frame));
         frames
     }
+
+    fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters {
+        let pair = &self.queues.counters()[usize::from(queue.0)];
+        let virtqueue = self.device.counters_of(virtqueue(queue, direction));
+        HalfCounters {
+            pair: pair.clone(),
+            virtqueue: virtqueue.clone(),
+        }
+    }
 }
 
 /// What commands act on.
@@ -114,6 +139,8 @@ pub struct Context<'a> {
     pub port: &'a mut Port,
     /// The side of the host.
     pub pairs: &'a mut dyn Pairs,
+    /// The commands so far, this one among those received.
+    pub commands: ControlCounters,
 }
 
 impl Context<'_> {
@@ -127,11 +154,12 @@ impl Context<'_> {
 }
 
 /// Takes what the driver asks for on its control queue, whether or not the front-end has enabled it: some enable
-/// only the queues that packets pass through. `execute` does each command. Returns whether there was anything.
+/// only the queues that packets pass through. `execute` does each command, and is told the counts with this one among
+/// those received. Returns whether there was anything.
 pub fn poll(
     device: &mut VirtioNet,
     counters: &mut ControlCounters,
-    mut execute: impl FnMut(&VirtioNet, &[u8]) -> Result<Reply, Refusal>,
+    mut execute: impl FnMut(&VirtioNet, ControlCounters, &[u8]) -> Result<Reply, Refusal>,
 ) -> bool {
     let Some(index) = device.control_queue() else {
         return false;
@@ -144,8 +172,8 @@ pub fn poll(
     while result.is_ok() && done < BUDGET {
         match next_command(device, index) {
             Ok(Some((id, command))) => {
-                let outcome = execute(device, &command);
                 counters.commands += 1;
+                let outcome = execute(device, *counters, &command);
                 counters.ok += u64::from(outcome.is_ok());
                 answer(device, index, id, &command, outcome);
                 done += 1;
@@ -231,7 +259,11 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
         VIRTIO_NET_CTRL_RX => filter::receive_mode(context, command, data),
         VIRTIO_NET_CTRL_MAC => filter::address(context, command, data),
         VIRTIO_NET_CTRL_MQ => mq::execute(context, command, data),
+        VIRTIO_NET_CTRL_VLAN => filter::vlan(context, command, data),
+        VIRTIO_NET_CTRL_ANNOUNCE => announce::execute(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
+        hash_tunnel::CLASS => hash_tunnel::execute(context, command, data),
+        VIRTIO_NET_CTRL_STATS => stats::execute(context, command, data),
         _ => Err(Refusal::Unknown),
     }
 }
@@ -242,7 +274,7 @@ mod tests {
     use nic_model::filter::MacAddress;
     use nic_model::port::PortConfig;
 
-    fn execute_on(
+    pub(super) fn execute_on(
         port: &mut Port,
         queues: &mut Queues,
         features: Features,
@@ -259,20 +291,25 @@ mod tests {
             device: &device,
             port,
             pairs: &mut pairs,
+            commands: ControlCounters::default(),
         };
         super::execute(&mut context, command)
     }
 
-    fn execute(port: &mut Port, features: Features, command: &[u8]) -> Result<Reply, Refusal> {
+    pub(super) fn execute(
+        port: &mut Port,
+        features: Features,
+        command: &[u8],
+    ) -> Result<Reply, Refusal> {
         let mut queues = Queues::new(&PortConfig::default());
         execute_on(port, &mut queues, features, command)
     }
 
-    fn refused(port: &mut Port, features: Features, command: &[u8]) -> Refusal {
+    pub(super) fn refused(port: &mut Port, features: Features, command: &[u8]) -> Refusal {
         let mut queues = Queues::new(&PortConfig::default());
-        let before = format!("{:?} {:?}", port.filter, queues.moderator);
+        let before = format!("{port:?} {:?}", queues.moderator);
         let refusal = execute_on(port, &mut queues, features, command).unwrap_err();
-        let after = format!("{:?} {:?}", port.filter, queues.moderator);
+        let after = format!("{port:?} {:?}", queues.moderator);
         assert_eq!(after, before, "{command:?} changed something");
         refusal
     }
@@ -343,7 +380,7 @@ mod tests {
                 "{malformed:?}"
             );
         }
-        for unknown in [&[0, 9, 1][..], &[1, 9], &[99, 0], &[3, 0], &[6, 4]] {
+        for unknown in [&[0, 9, 1][..], &[1, 9], &[99, 0], &[6, 4]] {
             assert_eq!(
                 refused(&mut port, all, unknown),
                 Refusal::Unknown,

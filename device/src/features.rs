@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
 
+/// The bit of HASH_TUNNEL (VIRTIO 1.4, 5.1.3).
+const VIRTIO_NET_F_HASH_TUNNEL: u32 = 51;
+
 bitflags::bitflags! {
     /// Feature bits of this device, under the names of the VIRTIO specification.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +30,18 @@ bitflags::bitflags! {
         const CTRL_RX = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX;
         /// The control queue sets the address.
         const CTRL_MAC_ADDR = 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
+        /// The control queue says of which VLANs the driver is.
+        const CTRL_VLAN = 1 << virtio_net::VIRTIO_NET_F_CTRL_VLAN;
+        /// The control queue refuses whole kinds of frames.
+        const CTRL_RX_EXTRA = 1 << virtio_net::VIRTIO_NET_F_CTRL_RX_EXTRA;
+        /// The device can ask the driver to tell its neighbours where it is.
+        const GUEST_ANNOUNCE = 1 << virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
         /// Several queue pairs.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
+        /// The control queue tells the device's counts.
+        const DEVICE_STATS = 1 << virtio_net::VIRTIO_NET_F_DEVICE_STATS;
+        /// The control queue says of which tunnels the inner headers are hashed.
+        const HASH_TUNNEL = 1 << VIRTIO_NET_F_HASH_TUNNEL;
         /// The control queue sets interrupt moderation for each virtqueue.
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
@@ -37,19 +50,24 @@ bitflags::bitflags! {
         const HASH_REPORT = 1 << virtio_net::VIRTIO_NET_F_HASH_REPORT;
         /// Receive-side scaling by a table of the driver's.
         const RSS = 1 << virtio_net::VIRTIO_NET_F_RSS;
+        /// The device tells its line rate.
+        const SPEED_DUPLEX = 1 << virtio_net::VIRTIO_NET_F_SPEED_DUPLEX;
         /// Descriptors may point to tables of descriptors.
         const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
         /// Each side says at which index it wants to be notified.
         const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
         /// The device follows VIRTIO 1.0 or later.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+        /// A queue can be reset on its own.
+        const RING_RESET = 1 << virtio_config::VIRTIO_F_RING_RESET;
         /// vhost-user's own bit: the two sides negotiate protocol features.
         const PROTOCOL_FEATURES = 1 << 30;
     }
 }
 
 impl Features {
-    /// Everything that this device can do with `pairs` queue pairs.
+    /// Everything that this device can do with `pairs` queue pairs. RING_RESET is not among it: some front-ends hand all that is
+    /// offered to the driver, and cannot reset a queue themselves.
     #[must_use]
     pub fn supported(pairs: u16) -> Self {
         let several = if pairs > 1 {
@@ -57,7 +75,7 @@ impl Features {
         } else {
             Features::MQ
         };
-        Features::all().difference(several)
+        Features::all().difference(several | Features::RING_RESET)
     }
 
     /// Octets of the header before each packet (VIRTIO 1.3, 5.1.6; 5.1.6.1 for legacy drivers).
@@ -93,6 +111,16 @@ impl Features {
             left.remove(Features::CTRL_RX | Features::CTRL_MAC_ADDR | Features::MQ);
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
             left.remove(Features::RSS | Features::HASH_REPORT);
+            left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA);
+            left.remove(Features::DEVICE_STATS);
+        }
+        // A hash that nobody uses is not worth looking into tunnels for.
+        if !left.intersects(Features::RSS | Features::HASH_REPORT) {
+            left.remove(Features::HASH_TUNNEL);
+        }
+        // What it asks for is asked for in the status, and answered on the control queue.
+        if !left.contains(Features::CTRL_VQ | Features::STATUS) {
+            left.remove(Features::GUEST_ANNOUNCE);
         }
         left
     }
@@ -159,7 +187,25 @@ mod tests {
         assert!(!left.intersects(Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR));
         assert!(!left.intersects(Features::NOTF_COAL | Features::VQ_NOTF_COAL));
         assert!(!left.intersects(Features::MQ | Features::RSS | Features::HASH_REPORT));
-        assert!(left.contains(Features::CSUM));
+        assert!(!left.intersects(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA));
+        assert!(!left.intersects(Features::DEVICE_STATS | Features::GUEST_ANNOUNCE));
+        assert!(left.contains(Features::CSUM | Features::SPEED_DUPLEX));
+    }
+
+    #[test]
+    fn what_is_asked_for_in_the_status_goes_with_it() {
+        let left = Features::supported(1).without(Features::STATUS);
+        assert!(!left.contains(Features::GUEST_ANNOUNCE));
+        let others = Features::STATUS | Features::GUEST_ANNOUNCE;
+        assert_eq!(left, Features::supported(1).difference(others));
+    }
+
+    #[test]
+    fn tunnels_are_for_hashes() {
+        let left = Features::all().without(Features::RSS);
+        assert!(left.contains(Features::HASH_TUNNEL));
+        let left = left.without(Features::HASH_REPORT);
+        assert!(!left.contains(Features::HASH_TUNNEL));
     }
 
     #[test]

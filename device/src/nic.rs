@@ -9,6 +9,7 @@ use nic_model::frame::Frame;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::queues::Queues;
 use nic_model::time::Nanos;
+use nic_model::tunnel::TunnelTypes;
 use serde::{Serialize, Serializer};
 
 use crate::control::{self, Context, ControlCounters, Local};
@@ -83,7 +84,7 @@ impl Nic {
         let (port, queues) = (&mut self.port, &mut self.queues);
         let received = queues.receive(port, now, rx, &mut self.device);
         let sent = queues.transmit(port, now, tx, &mut self.device);
-        let execute = |device: &VirtioNet, command: &[u8]| {
+        let execute = |device: &VirtioNet, commands, command: &[u8]| {
             let pairs = &mut Local {
                 queues,
                 device,
@@ -93,6 +94,7 @@ impl Nic {
                 device,
                 port,
                 pairs,
+                commands,
             };
             control::execute(&mut context, command)
         };
@@ -159,13 +161,28 @@ impl Nic {
     }
 }
 
-/// The address filter works if the driver can set it up; otherwise whoever does that filters for the card, and all
+/// The filters work if the driver can set them up; otherwise whoever does that filters for the card, and all
 /// frames pass.
 pub fn set_port_features(port: &mut Port, acked: Features) {
     port.filter.active = acked.contains(Features::CTRL_VQ | Features::CTRL_RX);
+    port.vlan.active = acked.contains(Features::CTRL_VQ | Features::CTRL_VLAN);
+    // It says on the control queue that it does.
+    port.announces = acked.contains(Features::CTRL_VQ | Features::GUEST_ANNOUNCE);
+    port.announce &= port.announces;
+    if !acked.contains(Features::CTRL_VQ | Features::HASH_TUNNEL) {
+        port.hash_tunnel_types = TunnelTypes::default();
+    }
 }
 
 #[cfg(test)]
+mod announce_tests;
+#[cfg(test)]
 mod coalescing_tests;
+#[cfg(test)]
+mod filter_tests;
+#[cfg(test)]
+mod ring_reset_tests;
+#[cfg(test)]
+mod stats_tests;
 #[cfg(test)]
 mod tests;

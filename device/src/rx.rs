@@ -39,8 +39,7 @@ pub(crate) fn deliver(
         let outcome = deliver_one(queue, features, frame).inspect_err(|_| queue.ring.rewind(start));
         match outcome? {
             Outcome::Delivered => {
-                queue.counters.packets += 1;
-                queue.counters.bytes += frame.len() as u64;
+                queue.counters.received(frame.len(), frame.checksum);
             }
             Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
             Outcome::NoBuffers => break,

@@ -8,7 +8,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nic_model::counters::Drop;
 use nic_model::frame::Frame;
+use nic_model::host::QueueIndex;
 use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
 use proptest::prelude::*;
@@ -598,9 +600,16 @@ impl Bench {
         assert_eq!(self.nic.port.pool.lent(), waiting, "a frame was lost");
         let counters = self.nic.device.counters();
         assert_eq!(counters[RX].packets, port.rx_delivered);
+        let line = self.nic.port.line_counters(QueueIndex(0));
+        assert_eq!(line.rx_overflows, port.drops.get(Drop::RxFifoOverflow));
+        assert_eq!(line.tx_link_down, port.drops.get(Drop::TxLinkDown));
+        assert_eq!(
+            (line.tx_frames, line.tx_octets),
+            (port.tx_frames, port.tx_octets)
+        );
     }
 
-    pub(crate) fn dropped(&self, reason: nic_model::counters::Drop) -> u64 {
+    pub(crate) fn dropped(&self, reason: Drop) -> u64 {
         self.nic.counters().drops.get(reason)
     }
 

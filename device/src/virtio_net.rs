@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use log::{info, warn};
 use nic_model::counters::Drops;
-use nic_model::frame::{Frame, Pool};
+use nic_model::frame::{Checksum, Frame, Pool};
 use nic_model::host::{Direction, Host, QueueIndex};
 use serde::Serialize;
 
@@ -26,6 +26,14 @@ pub struct VirtqueueCounters {
     pub packets: u64,
     /// Octets of those, without headers and check sequences.
     pub bytes: u64,
+    /// Received packets whose TCP or UDP checksum was found right.
+    pub checksum_valid: u64,
+    /// Received packets whose TCP or UDP checksum is left to the driver's host to compute.
+    pub checksum_partial: u64,
+    /// Received packets without a checksum that the card knows.
+    pub checksum_none: u64,
+    /// Received packets whose TCP or UDP checksum is wrong.
+    pub checksum_bad: u64,
     /// Times that a kick woke the worker; while it is awake it needs none.
     pub kicks: u64,
     /// Interrupts raised.
@@ -38,6 +46,21 @@ pub struct VirtqueueCounters {
     pub faults: u64,
     /// What it did the last time.
     pub last_fault: Option<String>,
+}
+
+impl VirtqueueCounters {
+    /// Counts a received packet of `len` octets whose checksum is `checksum`.
+    #[inline]
+    pub(crate) fn received(&mut self, len: usize, checksum: Checksum) {
+        self.packets += 1;
+        self.bytes += len as u64;
+        match checksum {
+            Checksum::Valid => self.checksum_valid += 1,
+            Checksum::Unknown => self.checksum_none += 1,
+            Checksum::Bad => self.checksum_bad += 1,
+            Checksum::Partial { .. } => self.checksum_partial += 1,
+        }
+    }
 }
 
 /// A virtqueue that is set up.
@@ -372,18 +395,25 @@ impl VirtioNet {
     /// Each virtqueue's counts.
     #[must_use]
     pub fn counters(&self) -> Vec<VirtqueueCounters> {
-        let idle = self.counters.iter();
-        self.queues
-            .iter()
-            .zip(idle)
-            .map(|(queue, idle)| queue.as_ref().map_or(idle, |queue| &queue.counters).clone())
-            .collect()
+        let counters = |index| self.counters_of(index).clone();
+        (0..self.queues.len()).map(counters).collect()
+    }
+
+    /// The counts of virtqueue `index`.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    #[must_use]
+    pub fn counters_of(&self, index: usize) -> &VirtqueueCounters {
+        let queue = self.queues[index].as_ref();
+        queue.map_or(&self.counters[index], |queue| &queue.counters)
     }
 }
 
 /// The virtqueue of one half of a pair.
 #[inline]
-fn virtqueue(queue: QueueIndex, direction: Direction) -> usize {
+#[must_use]
+pub fn virtqueue(queue: QueueIndex, direction: Direction) -> usize {
     2 * usize::from(queue.0) + usize::from(direction == Direction::Transmit)
 }
 

@@ -40,6 +40,8 @@ drops! {
     RxJabber = "rx_jabbers",
     /// Not for this station: the address filter did not admit it.
     RxFiltered = "rx_filtered",
+    /// Of a VLAN that is not in the VLAN filter's table.
+    RxVlanFiltered = "rx_vlan_filtered",
     /// Its queue is not enabled by the driver.
     RxQueueDisabled = "rx_queue_disabled",
     /// Its flow has to change its queue, and the old one is too busy for that.
@@ -170,6 +172,38 @@ pub struct PortCounters {
     pub drops: Drops,
 }
 
+/// What of a port's counts belongs to one queue pair: frames that it could not take from the line, and frames of it that
+/// the line took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineCounters {
+    /// Received frames dropped since its FIFO was full.
+    pub rx_overflows: u64,
+    /// Frames sent on the line.
+    pub tx_frames: u64,
+    /// Octets of those.
+    pub tx_octets: u64,
+    /// Frames dropped since there was no link.
+    pub tx_link_down: u64,
+}
+
+impl LineCounters {
+    /// Counts a burst of the queue, from what the port had sent `before` and `after`.
+    #[inline]
+    pub(crate) fn count_sent(&mut self, before: Sent, after: Sent) {
+        self.tx_frames += after.frames - before.frames;
+        self.tx_octets += after.octets - before.octets;
+        self.tx_link_down += after.link_down - before.link_down;
+    }
+}
+
+/// What a port has sent of all queues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    frames: u64,
+    octets: u64,
+    link_down: u64,
+}
+
 /// Counts of one queue pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QueueCounters {
@@ -189,6 +223,16 @@ pub struct QueueCounters {
 }
 
 impl PortCounters {
+    /// What was sent so far.
+    #[inline]
+    pub(crate) fn sent(&self) -> Sent {
+        Sent {
+            frames: self.tx_frames,
+            octets: self.tx_octets,
+            link_down: self.drops.get(Drop::TxLinkDown),
+        }
+    }
+
     /// Counts all that a queue pair has, too.
     pub fn add(&mut self, queue: &QueueCounters) {
         self.rx_delivered += queue.rx_delivered;

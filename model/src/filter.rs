@@ -3,8 +3,8 @@
 //! Frames enter behind the MAC; those that no rule admits are dropped and counted as
 //! [`Drop::RxFiltered`]. The rules are those of VIRTIO 1.3, 5.1.6.5.1 and 5.1.6.5.2: the station's own
 //! address, exact tables of unicast and multicast addresses, and switches that admit or refuse whole
-//! kinds. Two of them win over everything: promiscuous admits all frames, and an inactive filter (its
-//! owner did not ask for one) is promiscuous.
+//! kinds. Promiscuous wins over everything; of the others, those that refuse a kind win over those that admit
+//! it. An inactive filter (its owner did not ask for one) admits what no switch refuses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -75,14 +75,22 @@ pub enum Destination {
 /// The filter's switches and tables.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    /// Whether it filters at all; if not, all frames pass.
+    /// Whether it looks for addresses at all; if not, all that is not refused passes.
     pub active: bool,
     /// The station's own address.
     pub address: MacAddress,
-    /// Admits all frames.
+    /// Admits all frames, whatever the other switches say.
     pub promiscuous: bool,
     /// Admits all multicast frames.
     pub all_multicast: bool,
+    /// Admits all unicast frames.
+    pub all_unicast: bool,
+    /// Refuses multicast frames; broadcast is not among them.
+    pub no_multicast: bool,
+    /// Refuses unicast frames.
+    pub no_unicast: bool,
+    /// Refuses broadcast frames.
+    pub no_broadcast: bool,
     /// Addresses of other stations that are admitted too.
     unicast: Table,
     /// Groups that are admitted.
@@ -120,6 +128,10 @@ impl Filter {
             address,
             promiscuous: false,
             all_multicast: false,
+            all_unicast: false,
+            no_multicast: false,
+            no_unicast: false,
+            no_broadcast: false,
             unicast: Table::default(),
             multicast: Table::default(),
         }
@@ -155,16 +167,21 @@ impl Filter {
         } else {
             Destination::Multicast
         };
-        let admitted = !self.active
-            || self.promiscuous
-            || match kind {
-                Destination::Unicast => {
-                    destination == self.address || self.unicast.admits(destination)
-                }
-                Destination::Multicast => self.all_multicast || self.multicast.admits(destination),
-                Destination::Broadcast => true,
-            };
-        if admitted {
+        let wanted = match kind {
+            Destination::Unicast => {
+                !self.no_unicast
+                    && (!self.active
+                        || destination == self.address
+                        || self.all_unicast
+                        || self.unicast.admits(destination))
+            }
+            Destination::Multicast => {
+                !self.no_multicast
+                    && (!self.active || self.all_multicast || self.multicast.admits(destination))
+            }
+            Destination::Broadcast => !self.no_broadcast,
+        };
+        if wanted || self.promiscuous {
             Ok(kind)
         } else {
             Err(Drop::RxFiltered)
@@ -205,6 +222,66 @@ mod tests {
         filter.promiscuous = true;
         assert!(admits(&filter, GROUP) && admits(&filter, OTHER));
         assert_eq!(filter.admit(&[2; 5]), Err(Drop::RxFiltered));
+    }
+
+    /// Each switch alone and with each that it has to be weighed against, on an active filter and an inactive one.
+    #[test]
+    fn switches_that_refuse_win_over_those_that_admit_and_promiscuous_over_all() {
+        const BROADCAST: MacAddress = MacAddress::BROADCAST;
+        type Switch = fn(&mut Filter);
+        let all_unicast: Switch = |filter| filter.all_unicast = true;
+        let all_multicast: Switch = |filter| filter.all_multicast = true;
+        let no_unicast: Switch = |filter| filter.no_unicast = true;
+        let no_multicast: Switch = |filter| filter.no_multicast = true;
+        let no_broadcast: Switch = |filter| filter.no_broadcast = true;
+        let promiscuous: Switch = |filter| filter.promiscuous = true;
+        let tables: Switch = |filter| filter.set_tables(&[OTHER], &[GROUP]);
+        let refuse_all: &[Switch] = &[no_unicast, no_multicast, no_broadcast];
+        // What an active filter admits, and an inactive one.
+        let rows: &[(&[Switch], &[MacAddress], &[MacAddress])] = &[
+            (&[], &[OWN, BROADCAST], &[OWN, OTHER, GROUP, BROADCAST]),
+            (
+                &[all_unicast],
+                &[OWN, OTHER, BROADCAST],
+                &[OWN, OTHER, GROUP, BROADCAST],
+            ),
+            (&[no_unicast], &[BROADCAST], &[GROUP, BROADCAST]),
+            (
+                &[no_unicast, all_unicast],
+                &[BROADCAST],
+                &[GROUP, BROADCAST],
+            ),
+            (
+                &[no_unicast, tables],
+                &[GROUP, BROADCAST],
+                &[GROUP, BROADCAST],
+            ),
+            (&[no_multicast], &[OWN, BROADCAST], &[OWN, OTHER, BROADCAST]),
+            (
+                &[no_multicast, all_multicast, tables],
+                &[OWN, OTHER, BROADCAST],
+                &[OWN, OTHER, BROADCAST],
+            ),
+            (&[no_broadcast], &[OWN], &[OWN, OTHER, GROUP]),
+            (
+                &[no_broadcast, all_multicast],
+                &[OWN, GROUP],
+                &[OWN, OTHER, GROUP],
+            ),
+            (refuse_all, &[], &[]),
+        ];
+        for (row, (switches, active, inactive)) in rows.iter().enumerate() {
+            for (is_active, expected) in [(true, active), (false, inactive)] {
+                let mut filter = Filter::new(OWN);
+                filter.active = is_active;
+                switches.iter().for_each(|switch| switch(&mut filter));
+                let every = [OWN, OTHER, GROUP, BROADCAST];
+                let admitted: Vec<_> = every.into_iter().filter(|a| admits(&filter, *a)).collect();
+                assert_eq!(admitted, *expected, "row {row}, active: {is_active}");
+                promiscuous(&mut filter);
+                assert!(every.into_iter().all(|a| admits(&filter, a)), "row {row}");
+            }
+        }
     }
 
     #[test]

@@ -28,11 +28,13 @@ pub enum Fcs {
 /// What is known of a frame's TCP or UDP checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
-    /// Nothing: it was not looked at, or there is none, or it is wrong.
+    /// Nothing: it was not looked at, or there is none.
     #[default]
     Unknown,
-    /// It was verified.
+    /// It was verified, and is right.
     Valid,
+    /// It was verified, and is wrong.
+    Bad,
     /// It has yet to be computed over `start..` and stored at `start + offset` (octets from the first
     /// octet of the frame); the field holds the pseudo-header's sum.
     Partial {

@@ -1,7 +1,7 @@
 //! A network interface card, modelled block by block as hardware.
 //!
 //! ```text
-//! receive   wire -> PHY -> MAC -> filter -> parse -> checksum -> FIFO -> Host -> moderation -> interrupt
+//! receive   wire -> PHY -> MAC -> filter -> VLAN -> parse -> checksum -> FIFO -> Host -> moderation -> interrupt
 //! transmit  Host -> checksum -> MAC -> PHY -> wire;  moderation -> interrupt
 //! ```
 //!
@@ -29,6 +29,8 @@ pub mod port;
 pub mod queues;
 pub mod rss;
 pub mod time;
+pub mod tunnel;
+pub mod vlan;
 
 /// The largest number of frames that any block handles at once.
 pub const BURST: usize = 64;

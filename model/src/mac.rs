@@ -109,7 +109,7 @@ impl Mac {
                 frame.checksum = Checksum::Valid;
                 true
             }
-            Checksum::Unknown | Checksum::Valid => false,
+            Checksum::Unknown | Checksum::Valid | Checksum::Bad => false,
         };
         if len < MIN_FRAME - FCS {
             frame.set_len(MIN_FRAME - FCS);

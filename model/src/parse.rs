@@ -55,8 +55,8 @@ impl Summary {
     }
 }
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
@@ -90,7 +90,13 @@ const MAX_EXTENSIONS: usize = 8;
 #[must_use]
 #[inline]
 pub fn summarise(frame: &[u8]) -> Summary {
-    let mut offset = 12;
+    ethernet(frame, 0)
+}
+
+/// Walks the headers that begin with a destination address at `start`.
+#[inline]
+pub(crate) fn ethernet(frame: &[u8], start: usize) -> Summary {
+    let mut offset = start + 12;
     let mut ethertype = be16(frame, offset).unwrap_or(0);
     for _ in 0..MAX_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
@@ -99,7 +105,12 @@ pub fn summarise(frame: &[u8]) -> Summary {
         offset += 4;
         ethertype = be16(frame, offset).unwrap_or(0);
     }
-    offset += 2;
+    network(frame, offset + 2, ethertype)
+}
+
+/// Walks the headers that begin at `offset` with the one that `ethertype` stands for.
+#[inline]
+pub(crate) fn network(frame: &[u8], offset: usize, ethertype: u16) -> Summary {
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(frame, offset),
         ETHERTYPE_IPV6 => ipv6(frame, offset),
@@ -187,7 +198,7 @@ fn ipv6(frame: &[u8], offset: usize) -> Option<Summary> {
 
 /// Octets of an extension header of the kind `header`.
 #[inline]
-fn extension_len(header: u8, octets: &[u8; 8]) -> usize {
+pub(crate) fn extension_len(header: u8, octets: &[u8; 8]) -> usize {
     match header {
         FRAGMENT => 8,
         AUTHENTICATION => (usize::from(octets[1]) + 2) * 4,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::BURST;
 use crate::checksum::{self, Verdict};
-use crate::counters::{Drop, PortCounters, QueueCounters};
+use crate::counters::{Drop, LineCounters, PortCounters, QueueCounters};
 use crate::fifo::Occupancy;
 use crate::filter::{Destination, Filter, MacAddress};
 use crate::frame::{Checksum, FCS, Frame, Pool};
@@ -21,6 +21,8 @@ use crate::parse;
 use crate::phy::{self, Phy, Speed};
 use crate::rss::{DEFAULT_TABLE, HashConfig, Progress, Rss, RssConfig, RssError, RssStatus};
 use crate::time::Nanos;
+use crate::tunnel::{self, TunnelTypes};
+use crate::vlan::VlanFilter;
 
 /// What a port is made of.
 #[derive(Clone, Debug)]
@@ -81,6 +83,14 @@ pub struct Port {
     /// Whether frames are steered by their hash though no driver has asked for it.
     always_rss: bool,
     rss_table: u16,
+    /// The VLAN filter.
+    pub vlan: VlanFilter,
+    /// Tunnels whose inner headers are hashed instead of their own.
+    pub hash_tunnel_types: TunnelTypes,
+    /// Whether the host can be asked to tell its neighbours where it is.
+    pub announces: bool,
+    /// Whether it is asked to, and has yet to say that it does.
+    pub announce: bool,
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
@@ -93,6 +103,8 @@ pub struct Port {
     counters: PortCounters,
     /// Frames that the queues have passed on.
     tx_taken: u64,
+    /// What of that belongs to each queue.
+    lines: Vec<LineCounters>,
     /// The queue that may send first in the next round.
     first_tx: usize,
     /// Whether the line was too busy for what the host may have to send.
@@ -106,6 +118,8 @@ pub struct PortStatus {
     pub link: bool,
     /// The line rate in megabits a second.
     pub speed_mbps: u32,
+    /// Whether the host is asked to announce itself, and has yet to say that it does.
+    pub announce: bool,
     /// The station's address.
     pub mac: String,
     /// Whether the address filter is in use.
@@ -114,12 +128,24 @@ pub struct PortStatus {
     pub promiscuous: bool,
     /// Whether all multicast frames are admitted.
     pub all_multicast: bool,
+    /// Whether all unicast frames are admitted.
+    pub all_unicast: bool,
+    /// Whether multicast frames are refused.
+    pub no_multicast: bool,
+    /// Whether unicast frames are refused.
+    pub no_unicast: bool,
+    /// Whether broadcast frames are refused.
+    pub no_broadcast: bool,
     /// Entries of the unicast table.
     pub unicast_table: Vec<String>,
     /// Entries of the multicast table.
     pub multicast_table: Vec<String>,
     /// How received frames are steered.
     pub rss: RssStatus,
+    /// Whether the VLAN filter is in use.
+    pub vlan_filter_active: bool,
+    /// VLANs that are admitted then.
+    pub vlan_table: Vec<String>,
     /// Frames that wait in the receive FIFOs.
     pub rx_fifo_frames: usize,
     /// Frames that the queues have passed on and the port has yet to take: none with one worker.
@@ -141,12 +167,17 @@ impl Port {
             rss_table: config.rss_table,
             pool: Pool::new(Self::buffer_size(config)),
             address: config.mac,
+            vlan: VlanFilter::default(),
+            hash_tunnel_types: TunnelTypes::default(),
+            announces: false,
+            announce: false,
             mtu: config.mtu,
             mac: Mac::new(config.mtu),
             fifos: vec![Occupancy::new(config.fifo); config.queue_pairs.max(1).into()],
             lead: config.lead,
             counters: PortCounters::default(),
             tx_taken: 0,
+            lines: vec![LineCounters::default(); config.queue_pairs.max(1).into()],
             first_tx: 0,
             tx_paused: false,
         }
@@ -208,7 +239,11 @@ impl Port {
         self.counters.rx_octets += octets as u64;
         self.mac.accept(frame)?;
         let bytes = frame.bytes();
-        match self.filter.admit(bytes)? {
+        let destination = self.filter.admit(bytes)?;
+        if !self.filter.promiscuous {
+            self.vlan.admit(bytes)?;
+        }
+        match destination {
             Destination::Unicast => self.counters.rx_unicast += 1,
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
@@ -220,17 +255,27 @@ impl Port {
                     self.counters.rx_checksum_good += 1;
                     frame.checksum = Checksum::Valid;
                 }
-                Verdict::Bad => self.counters.rx_checksum_bad += 1,
+                Verdict::Bad => {
+                    self.counters.rx_checksum_bad += 1;
+                    frame.checksum = Checksum::Bad;
+                }
                 Verdict::None => {}
             }
         }
+        let inner = if self.hash_tunnel_types.is_empty() {
+            None
+        } else {
+            tunnel::inner(frame.bytes(), &summary, self.hash_tunnel_types)
+        };
         let fifos = Fifos(&self.fifos);
-        let steered = self.rss.steer(frame.bytes(), &summary, &fifos);
+        let summary = inner.as_ref().unwrap_or(&summary);
+        let steered = self.rss.steer(frame.bytes(), summary, &fifos);
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         let queue = steered.queue.ok_or(Drop::RxResteered)?;
         if self.fifos[usize::from(queue.0)].push(frame) {
             Ok(queue)
         } else {
+            self.lines[usize::from(queue.0)].rx_overflows += 1;
             Err(Drop::RxFifoOverflow)
         }
     }
@@ -261,7 +306,9 @@ impl Port {
                 break;
             }
             let queue = (self.first_tx + turn) % queues;
+            let before = self.counters.sent();
             let fetched = fetch(self, QueueIndex(queue as u16));
+            self.lines[queue].count_sent(before, self.counters.sent());
             more |= fetched == BURST;
             if fetched > 0 {
                 worked = true;
@@ -300,10 +347,30 @@ impl Port {
         ahead.map(|due| due - self.lead).min()
     }
 
-    /// Resets what a driver set up: receive modes, address and steering (VIRTIO 1.3, 2.4). Counters and the link stay.
+    /// Resets what a driver set up: receive modes, address, VLANs, steering (VIRTIO 1.3, 2.4). Counters and the link stay.
     pub fn reset(&mut self) {
         self.filter = Filter::new(self.address);
+        self.vlan = VlanFilter::default();
+        self.hash_tunnel_types = TunnelTypes::default();
+        (self.announces, self.announce) = (false, false);
         self.rss.reset();
+    }
+
+    /// Brings the link up or down. A host behind a link that has come up again is asked to announce itself: the
+    /// neighbours may be others. Returns whether that was a change, of which the host has to hear.
+    pub fn set_link(&mut self, up: bool) -> bool {
+        let changed = self.phy.set_link(up);
+        if changed && up {
+            self.ask_to_announce();
+        }
+        changed
+    }
+
+    /// Asks the host to tell its neighbours where it is (VIRTIO 1.3, 5.1.6.5.4). Returns false if it is none
+    /// that can be asked; otherwise it has to hear of it.
+    pub fn ask_to_announce(&mut self) -> bool {
+        self.announce |= self.announces;
+        self.announces
     }
 
     /// How frames are steered.
@@ -383,6 +450,15 @@ impl Port {
         counters
     }
 
+    /// What of the port's counts belongs to `queue`.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    #[must_use]
+    pub fn line_counters(&self, queue: QueueIndex) -> &LineCounters {
+        &self.lines[usize::from(queue.0)]
+    }
+
     /// The port's state and counts, with those of all its queues: `queues`.
     #[must_use]
     pub fn status(&self, queues: &[QueueCounters]) -> PortStatus {
@@ -393,15 +469,22 @@ impl Port {
         PortStatus {
             link: self.phy.link(),
             speed_mbps: self.phy.speed().mbps(),
+            announce: self.announce,
             mac: self.filter.address.to_string(),
             filter_active: self.filter.active,
             promiscuous: self.filter.promiscuous,
             all_multicast: self.filter.all_multicast,
+            all_unicast: self.filter.all_unicast,
+            no_multicast: self.filter.no_multicast,
+            no_unicast: self.filter.no_unicast,
+            no_broadcast: self.filter.no_broadcast,
             unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
             multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
             rss: self.rss.status(),
             rx_fifo_frames: (pushed - drained) as usize,
             tx_queued_frames: (passed - self.tx_taken) as usize,
+            vlan_filter_active: self.vlan.active,
+            vlan_table: self.vlan.members().map(|id| id.to_string()).collect(),
             counters: self.counters(queues),
         }
     }

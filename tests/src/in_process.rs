@@ -208,7 +208,12 @@ impl Transport for InProcess {
 
     fn read_config(&mut self, offset: u32, buf: &mut [u8]) -> Result<(), TransportError> {
         let card = self.world.card.borrow();
-        buf.copy_from_slice(&config::read(&card.nic.port, offset as usize, buf.len()));
+        buf.copy_from_slice(&config::read(
+            &card.nic.port,
+            card.nic.device.offered(),
+            offset as usize,
+            buf.len(),
+        ));
         Ok(())
     }
 

@@ -1,9 +1,12 @@
-//! Receive modes and addresses: what the address filter admits (VIRTIO 1.3, 5.1.6.5.1 and 5.1.6.5.2).
+//! Receive modes, addresses and VLANs: what the filters admit (VIRTIO 1.3, 5.1.6.5.1 to 5.1.6.5.3).
 
 use nic_model::filter::MacAddress;
+use nic_model::vlan::{VlanFilter, VlanId};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_RX_ALLMULTI,
-    VIRTIO_NET_CTRL_RX_PROMISC,
+    VIRTIO_NET_CTRL_RX_ALLUNI, VIRTIO_NET_CTRL_RX_NOBCAST, VIRTIO_NET_CTRL_RX_NOMULTI,
+    VIRTIO_NET_CTRL_RX_NOUNI, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_CTRL_VLAN_ADD,
+    VIRTIO_NET_CTRL_VLAN_DEL,
 };
 
 use super::{Context, Refusal, Reply};
@@ -14,17 +17,22 @@ pub(super) fn receive_mode(
     command: u32,
     data: &[u8],
 ) -> Result<Reply, Refusal> {
-    match command {
-        VIRTIO_NET_CTRL_RX_PROMISC => {
-            context.negotiated(Features::CTRL_RX)?;
-            context.port.filter.promiscuous = switch(data)?;
-        }
-        VIRTIO_NET_CTRL_RX_ALLMULTI => {
-            context.negotiated(Features::CTRL_RX)?;
-            context.port.filter.all_multicast = switch(data)?;
-        }
+    let feature = match command {
+        VIRTIO_NET_CTRL_RX_PROMISC | VIRTIO_NET_CTRL_RX_ALLMULTI => Features::CTRL_RX,
+        _ => Features::CTRL_RX_EXTRA,
+    };
+    context.negotiated(feature)?;
+    let filter = &mut context.port.filter;
+    let mode = match command {
+        VIRTIO_NET_CTRL_RX_PROMISC => &mut filter.promiscuous,
+        VIRTIO_NET_CTRL_RX_ALLMULTI => &mut filter.all_multicast,
+        VIRTIO_NET_CTRL_RX_ALLUNI => &mut filter.all_unicast,
+        VIRTIO_NET_CTRL_RX_NOMULTI => &mut filter.no_multicast,
+        VIRTIO_NET_CTRL_RX_NOUNI => &mut filter.no_unicast,
+        VIRTIO_NET_CTRL_RX_NOBCAST => &mut filter.no_broadcast,
         _ => return Err(Refusal::Unknown),
-    }
+    };
+    *mode = switch(data)?;
     Ok(Reply::new())
 }
 
@@ -53,6 +61,19 @@ pub(super) fn address(
     Ok(Reply::new())
 }
 
+pub(super) fn vlan(context: &mut Context<'_>, command: u32, data: &[u8]) -> Result<Reply, Refusal> {
+    context.negotiated(Features::CTRL_VLAN)?;
+    let change = match command {
+        VIRTIO_NET_CTRL_VLAN_ADD => VlanFilter::add,
+        VIRTIO_NET_CTRL_VLAN_DEL => VlanFilter::remove,
+        _ => return Err(Refusal::Unknown),
+    };
+    let id = data.try_into().map_err(|_| Refusal::Malformed)?;
+    let id = VlanId::new(u16::from_le_bytes(id)).ok_or(Refusal::Malformed)?;
+    change(&mut context.port.vlan, id);
+    Ok(Reply::new())
+}
+
 /// One octet that switches something on or off (VIRTIO 1.3, 5.1.6.5.1).
 fn switch(data: &[u8]) -> Result<bool, Refusal> {
     match data {
@@ -74,3 +95,6 @@ fn table(data: &[u8]) -> Result<(Vec<MacAddress>, &[u8]), Refusal> {
         rest,
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ pub(super) fn command(bench: &mut Bench, parts: &[usize], command: &[u8]) -> u8 
 }
 
 /// Whether a frame to `address` reaches the driver.
-fn admits(bench: &mut Bench, address: [u8; 6]) -> bool {
+pub(super) fn admits(bench: &mut Bench, address: [u8; 6]) -> bool {
     let mut frame = broadcast(60, 1);
     frame[..6].copy_from_slice(&address);
     bench.post(RX, &[writable(BUFFERS, 100)]);
@@ -59,8 +59,8 @@ fn admits(bench: &mut Bench, address: [u8; 6]) -> bool {
     true
 }
 
-const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 7];
-const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
+pub(super) const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 7];
+pub(super) const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
 
 #[test]
 fn commands_change_what_is_received() {

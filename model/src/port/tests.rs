@@ -242,6 +242,38 @@ fn transmit_is_paced_by_the_line_and_balanced() {
 }
 
 #[test]
+fn what_is_sent_belongs_to_its_queue() {
+    let mut port = card(|c| c.queue_pairs = 3);
+    let mut host = Recorder::default();
+    let mut now = Nanos(0);
+    for (round, frames) in [BURST + 5, 2 * BURST, 7].into_iter().enumerate() {
+        let len = 60 + 100 * round;
+        let frame = || (broadcast(len), Checksum::Unknown);
+        host.to_send
+            .extend(std::iter::repeat_with(frame).take(frames));
+        let (mut out, mut idle) = (Vec::new(), false);
+        while !idle {
+            idle = !port.transmit(now, &mut out, &mut host);
+            now = port.next_deadline(now).unwrap_or(now);
+            port.pool.give_all(out.drain(..));
+        }
+        port.phy.set_link(round != 1);
+    }
+    let (mut sum, total) = (LineCounters::default(), port.counters());
+    for queue in (0..3).map(QueueIndex) {
+        let line = port.line_counters(queue);
+        assert!(line.tx_frames > 0, "queue {queue}");
+        sum.tx_frames += line.tx_frames;
+        sum.tx_octets += line.tx_octets;
+        sum.tx_link_down += line.tx_link_down;
+    }
+    assert_eq!(
+        (sum.tx_frames, sum.tx_octets, sum.tx_link_down),
+        (total.tx_frames, total.tx_octets, 7)
+    );
+}
+
+#[test]
 fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
     let mut port = card(|c| c.link = false);
     let mut host = Recorder::default();
