@@ -11,16 +11,19 @@
 //! | `rx`, `tx` | the two halves of a queue pair |
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
+//! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
 //! | `stats` | counters |
 
 pub mod commands;
 pub mod config;
 pub mod ctrl;
 pub mod features;
+pub mod hash_input;
 pub mod header;
 mod napi;
 pub mod rx;
 pub mod stats;
+pub mod toeplitz;
 pub mod tx;
 
 use std::time::Duration;
