@@ -12,41 +12,6 @@ use crate::transport::Transport;
 /// A command's timeout is spent in this many waits, because one may end early for nothing.
 const WAITS: u32 = 50;
 
-/// RSS as the driver asks for it (`struct virtio_net_rss_config`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RssConfig {
-    /// `VIRTIO_NET_RSS_HASH_TYPE_*`.
-    pub hash_types: u32,
-    /// Queue of frames that are not hashed.
-    pub unclassified_queue: u16,
-    /// Queue for each value of the hash; its length should be a power of two.
-    pub indirection_table: Vec<u16>,
-    /// Transmit queues in use.
-    pub max_tx_vq: u16,
-    /// Toeplitz key.
-    pub key: Vec<u8>,
-}
-
-impl RssConfig {
-    /// The command's data, however wrong the values.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mask = (self.indirection_table.len() as u16).wrapping_sub(1);
-        let mut bytes = self.hash_types.to_le_bytes().to_vec();
-        bytes.extend(mask.to_le_bytes());
-        bytes.extend(self.unclassified_queue.to_le_bytes());
-        bytes.extend(
-            self.indirection_table
-                .iter()
-                .flat_map(|queue| queue.to_le_bytes()),
-        );
-        bytes.extend(self.max_tx_vq.to_le_bytes());
-        bytes.push(self.key.len() as u8);
-        bytes.extend(&self.key);
-        bytes
-    }
-}
-
 impl<T: Transport> VirtnetInfo<T> {
     /// Sends a command and waits for its ack (`virtnet_send_command`).
     ///
@@ -184,20 +149,6 @@ impl<T: Transport> VirtnetInfo<T> {
         self.send_command(class, command, &vid.to_le_bytes())
     }
 
-    /// Uses `pairs` queue pairs (`virtnet_set_queues`); they must have been set up.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_queues(&mut self, pairs: u16) -> Result<(), CtrlError> {
-        let (class, command) = (
-            ctrl::VIRTIO_NET_CTRL_MQ,
-            ctrl::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
-        );
-        self.send_command(class, command, &pairs.to_le_bytes())?;
-        self.curr_queue_pairs = pairs.min(self.rq.len() as u16);
-        Ok(())
-    }
-
     /// Says that the driver has announced itself.
     ///
     /// # Errors
@@ -208,18 +159,6 @@ impl<T: Transport> VirtnetInfo<T> {
             ctrl::VIRTIO_NET_CTRL_ANNOUNCE_ACK,
         );
         self.send_command(class, command, &[])
-    }
-
-    /// Sets RSS up.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_rss(&mut self, rss: &RssConfig) -> Result<(), CtrlError> {
-        let (class, command) = (
-            ctrl::VIRTIO_NET_CTRL_MQ,
-            ctrl::VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
-        );
-        self.send_command(class, command, &rss.to_bytes())
     }
 
     /// Chooses the receive offloads in use, as bits of the features (`virtnet_set_guest_offloads`).

@@ -89,6 +89,12 @@ pub enum CtrlError {
     /// The ring is broken.
     #[error("{0}")]
     Broken(#[from] RingFault),
+    /// What it takes was not negotiated (`EOPNOTSUPP`); nothing was sent.
+    #[error("{0} was not negotiated")]
+    NotNegotiated(&'static str),
+    /// No device could do that (`EINVAL`); nothing was sent.
+    #[error("impossible {0}")]
+    Invalid(&'static str),
 }
 
 /// Commands that may wait for an answer at once.

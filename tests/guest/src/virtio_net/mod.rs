@@ -11,9 +11,11 @@
 //! | `rx`, `tx` | the two halves of a queue pair |
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
+//! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
 //! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
 //! | `stats` | counters |
 
+mod channels;
 pub mod commands;
 pub mod config;
 pub mod ctrl;
@@ -21,7 +23,9 @@ pub mod features;
 pub mod hash_input;
 pub mod header;
 mod napi;
+pub mod rss;
 pub mod rx;
+pub mod rxfh_fields;
 pub mod stats;
 pub mod toeplitz;
 pub mod tx;
@@ -32,6 +36,7 @@ use config::VirtioNetConfig;
 use ctrl::{ControlQueue, CtrlError};
 use features as f;
 use header::VirtioNetHdr;
+use rss::{Rss, VIRTIO_NET_RSS_MAX_KEY_SIZE};
 use rx::{ETH_DATA_LEN, ReceiveQueue, RxFrame};
 use stats::{RxStats, TxStats};
 use tx::{LayoutError, SendQueue, TxLayout, XmitError};
@@ -44,7 +49,6 @@ use crate::transport::{QueueConfig, Transport, TransportError};
 /// Bounds of virtio 1.3, 5.1.4: queue pairs, MTU, RSS key and table.
 const MAX_PAIRS: u16 = 0x8000;
 const MIN_MTU: u16 = 68;
-const MIN_RSS_KEY: u8 = 40;
 const MIN_RSS_TABLE: u16 = 128;
 
 /// Why a device was not taken.
@@ -60,7 +64,7 @@ pub enum ProbeError {
     #[error("probe: {0}")]
     Layout(#[from] LayoutError),
     /// A first control command failed.
-    #[error("probe: queue pairs: {0}")]
+    #[error("probe: queue pairs or RSS: {0}")]
     Control(#[from] CtrlError),
     /// The device says it has that many queue pairs.
     #[error("device claims {0} queue pairs (1 to {MAX_PAIRS} are possible)")]
@@ -68,9 +72,9 @@ pub enum ProbeError {
     /// The device says its MTU is that.
     #[error("device claims an MTU of {0} (at least {MIN_MTU})")]
     Mtu(u16),
-    /// The device says its RSS key or table may be no longer than that.
+    /// The device says its RSS key or table may be no longer than that, or its key longer than any.
     #[error(
-        "device claims an RSS key of {key} and a table of {table} (at least {MIN_RSS_KEY} and {MIN_RSS_TABLE})"
+        "device claims an RSS key of {key} (only {VIRTIO_NET_RSS_MAX_KEY_SIZE} is possible) and a table of {table} (at least {MIN_RSS_TABLE})"
     )]
     Rss {
         /// `rss_max_key_size`.
@@ -87,8 +91,10 @@ pub struct ProbeOptions {
     pub features: u64,
     /// Take `features` as they are, offered or not, sensible or not.
     pub exact: bool,
-    /// Queue pairs to set up, at most what the device has, and to use.
+    /// Queue pairs to set up, at most what the device has.
     pub queue_pairs: u16,
+    /// CPUs of the guest: of the pairs set up, no more than these are used at first.
+    pub cpus: u16,
     /// Entries of receive and transmit rings.
     pub queue_size: u16,
     /// Entries of indirect tables.
@@ -101,6 +107,8 @@ pub struct ProbeOptions {
     pub tx_layout: TxLayout,
     /// How long a control command may take.
     pub ctrl_timeout: Duration,
+    /// Toeplitz key to begin with; a random one where there is none.
+    pub rss_key: Option<[u8; VIRTIO_NET_RSS_MAX_KEY_SIZE]>,
 }
 
 impl Default for ProbeOptions {
@@ -109,12 +117,27 @@ impl Default for ProbeOptions {
             features: f::SUPPORTED,
             exact: false,
             queue_pairs: 1,
+            cpus: u16::MAX,
             queue_size: 256,
             indirect: 32,
             rx_buf_len: None,
             tx_buf_len: None,
             tx_layout: TxLayout::Single,
             ctrl_timeout: Duration::from_secs(2),
+            rss_key: None,
+        }
+    }
+}
+
+impl ProbeOptions {
+    /// As Linux does on a machine with `cpus` CPUs: all queue pairs of the device are set up, and one for
+    /// each CPU is used, until [`VirtnetInfo::set_channels`].
+    #[must_use]
+    pub fn for_cpus(cpus: u16) -> Self {
+        Self {
+            queue_pairs: u16::MAX,
+            cpus,
+            ..Self::default()
         }
     }
 }
@@ -135,6 +158,7 @@ pub struct VirtnetInfo<T: Transport> {
     /// Config space as last read.
     pub config: VirtioNetConfig,
     features: u64,
+    rss: Rss,
     max_queue_pairs: u16,
     curr_queue_pairs: u16,
     ctrl_timeout: Duration,
@@ -158,6 +182,7 @@ impl<T: Transport> VirtnetInfo<T> {
         let config = VirtioNetConfig::read(&mut transport, features)?;
         let max_queue_pairs = check_config(&config)?;
         let pairs = options.queue_pairs.clamp(1, max_queue_pairs);
+        let used = pairs.min(options.cpus.max(1));
         let mut this = Self {
             transport,
             rq: Vec::new(),
@@ -165,19 +190,18 @@ impl<T: Transport> VirtnetInfo<T> {
             cvq: None,
             config,
             features,
+            rss: Rss::new(features, &config, used, options.rss_key),
             max_queue_pairs,
-            curr_queue_pairs: 1,
+            curr_queue_pairs: used,
             ctrl_timeout: options.ctrl_timeout,
             config_changed: false,
         };
         this.find_vqs(pairs, options)?;
         this.transport.driver_ok()?;
-        for rq in &mut this.rq {
-            rq.try_fill_recv();
-            rq.kick(&this.transport);
-        }
+        this.refill();
+        this.commit_default_rss()?;
         if features & f::MQ != 0 && features & f::CTRL_VQ != 0 {
-            this.set_queues(pairs)?;
+            this.set_queues(used)?;
         }
         Ok(this)
     }
@@ -418,11 +442,13 @@ fn check_config(config: &VirtioNetConfig) -> Result<u16, ProbeError> {
     if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
         return Err(ProbeError::Mtu(mtu));
     }
-    let key = config.rss_max_key_size.unwrap_or(MIN_RSS_KEY);
+    // The standard wants at least so much, and Linux refuses more.
+    let key_size = VIRTIO_NET_RSS_MAX_KEY_SIZE as u8;
+    let key = config.rss_max_key_size.unwrap_or(key_size);
     let table = config
         .rss_max_indirection_table_length
         .unwrap_or(MIN_RSS_TABLE);
-    if key < MIN_RSS_KEY || table < MIN_RSS_TABLE {
+    if key != key_size || table < MIN_RSS_TABLE {
         return Err(ProbeError::Rss { key, table });
     }
     Ok(pairs)

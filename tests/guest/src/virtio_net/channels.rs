@@ -1,0 +1,50 @@
+//! Queue pairs in use (`ethtool -l`, `-L`; virtio 1.3, 5.1.6.5.5).
+//!
+//! In: how many. Out: VQ_PAIRS_SET, or RSS_CONFIG where RSS steers, and receive buffers for queues that come
+//! into use. Pairs that go out of use stay set up: what is in their rings drains.
+
+use super::VirtnetInfo;
+use super::ctrl::{self, CtrlError};
+use crate::transport::Transport;
+
+impl<T: Transport> VirtnetInfo<T> {
+    /// Uses `pairs` queue pairs (`virtnet_set_queues`); they must have been set up. With RSS the table
+    /// is spread over them and the number of pairs goes with it, unless the table is the administrator's.
+    ///
+    /// # Errors
+    /// As [`Self::send_command`]; then the old number stays.
+    pub fn set_queues(&mut self, pairs: u16) -> Result<(), CtrlError> {
+        if !self.commit_rss_for(pairs)? {
+            let command = ctrl::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
+            self.send_command(ctrl::VIRTIO_NET_CTRL_MQ, command, &pairs.to_le_bytes())?;
+        }
+        self.curr_queue_pairs = pairs.min(self.rq.len() as u16);
+        self.refill();
+        Ok(())
+    }
+
+    /// Gives the receive rings in use all the buffers there are (`refill_work`).
+    pub(super) fn refill(&mut self) {
+        for rq in &mut self.rq[..usize::from(self.curr_queue_pairs)] {
+            if rq.try_fill_recv() > 0 {
+                rq.kick(&self.transport);
+            }
+        }
+    }
+
+    /// Changes the number of queue pairs in use (`ethtool -L DEV combined PAIRS`,
+    /// `virtnet_set_channels`), also while traffic runs.
+    ///
+    /// # Errors
+    /// [`CtrlError::Invalid`] for none, for more than were set up, or for fewer than the administrator's
+    /// indirection table leads to; else as [`Self::send_command`]. The old number stays then.
+    pub fn set_channels(&mut self, pairs: u16) -> Result<(), CtrlError> {
+        if pairs == 0 || usize::from(pairs) > self.rq.len() {
+            return Err(CtrlError::Invalid("number of queue pairs"));
+        }
+        if !self.rxfh_fits(pairs) {
+            return Err(CtrlError::Invalid("queue pair in the indirection table"));
+        }
+        self.set_queues(pairs)
+    }
+}
