@@ -11,7 +11,7 @@
 
 use super::VirtnetInfo;
 use super::header::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    PktHashType, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_UDP, VirtioNetHdr,
 };
 use super::rx::{RxFrame, RxMode, Taken};
@@ -41,12 +41,22 @@ fn truesize(rx: (RxMode, usize), len: usize, buffers: usize) -> usize {
 
 /// Makes an skb of a received frame (`receive_mergeable`, `receive_small`): the one copy.
 #[inline(always)] // on the way of each packet; called once
-fn receive_buf(cache: &mut SkbCache, rx: (RxMode, usize), frame: RxFrame<'_>) -> Skb {
+fn receive_buf(cache: &mut SkbCache, rx: (RxMode, usize), rxhash: bool, frame: RxFrame<'_>) -> Skb {
     let truesize = truesize(rx, frame.len(), frame.buffers());
     let mut skb = cache.alloc_charged(NET_SKB_PAD, frame.len(), truesize);
     frame.copy_to(skb.put(frame.len()));
+    if rxhash {
+        virtio_skb_set_hash(&mut skb, &frame.hdr);
+    }
     virtio_net_hdr_to_skb(&mut skb, &frame.hdr);
     skb
+}
+
+/// Keeps the hash that the device reported; one of an unknown type is kept as that of addresses is.
+#[inline]
+fn virtio_skb_set_hash(skb: &mut SkBuff, hdr: &VirtioNetHdr) {
+    skb.hash = hdr.hash_value;
+    skb.l4_hash = hdr.hash_type() == PktHashType::L4;
 }
 
 /// Tells an skb what the device knows of its checksum and segments. The driver has checked the header.
@@ -186,9 +196,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     fn virtnet_receive(&mut self, pair: usize, budget: usize) -> usize {
         let mut received = 0;
         let rx = (self.dev.rq[pair].mode(), self.dev.rq[pair].buf_len());
+        let rxhash = self.dev.rss().reports();
         while received < budget {
             let cache = &mut self.skb_cache;
-            let taken = self.dev.rq[pair].receive_one(|frame| receive_buf(cache, rx, frame));
+            let taken =
+                self.dev.rq[pair].receive_one(|frame| receive_buf(cache, rx, rxhash, frame));
             let skb = match self.note_fault(taken) {
                 Some(Taken::Frame(skb)) => Some(skb),
                 Some(Taken::Bad) => None,

@@ -180,6 +180,12 @@ impl Rss {
         self.has_hash_report
     }
 
+    /// Whether reported hashes are of use: accepted by the device, and switched on.
+    #[inline]
+    pub(super) fn reports(&self) -> bool {
+        self.has_hash_report && self.rxhash
+    }
+
     /// `VIRTIO_NET_RSS_HASH_TYPE_*` that flows can be hashed by.
     #[must_use]
     pub fn hash_types_supported(&self) -> u32 {

@@ -4,6 +4,7 @@
 mod common;
 
 mod frames;
+mod hash;
 mod icmp;
 mod napi;
 mod neighbours;
