@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::VirtnetInfo;
-use super::ctrl::{self, CtrlError};
+use super::ctrl::{self, Answer, CtrlError};
 use crate::transport::Transport;
 
 /// A command's timeout is spent in this many waits, because one may end early for nothing.
@@ -19,9 +19,10 @@ impl<T: Transport> VirtnetInfo<T> {
     /// When there is no control queue, the device refuses, or does not answer in time.
     pub fn send_command(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), CtrlError> {
         self.send_command_reply(class, command, data, &mut [])
+            .map(drop)
     }
 
-    /// Sends a command that has a reply.
+    /// Sends a command that has a reply; how many bytes of it the device wrote.
     ///
     /// # Errors
     /// As [`Self::send_command`].
@@ -31,13 +32,13 @@ impl<T: Transport> VirtnetInfo<T> {
         command: u8,
         data: &[u8],
         reply: &mut [u8],
-    ) -> Result<(), CtrlError> {
-        let ack = match self.transport.vmm_control(class, command, data) {
-            Some(ack) => ack,
+    ) -> Result<usize, CtrlError> {
+        let Answer { ack, len } = match self.transport.vmm_control(class, command, data) {
+            Some(ack) => Answer { ack, len: 0 },
             None => self.ask_device(class, command, data, reply)?,
         };
         if ack == ctrl::VIRTIO_NET_OK {
-            Ok(())
+            Ok(len)
         } else {
             Err(CtrlError::Refused(ack))
         }
@@ -49,7 +50,7 @@ impl<T: Transport> VirtnetInfo<T> {
         command: u8,
         data: &[u8],
         reply: &mut [u8],
-    ) -> Result<u8, CtrlError> {
+    ) -> Result<Answer, CtrlError> {
         let timeout: Duration = self.ctrl_timeout;
         let cvq = self.cvq.as_mut().ok_or(CtrlError::NoQueue)?;
         let ticket = cvq.submit(class, command, data, reply.len())?;
@@ -57,14 +58,14 @@ impl<T: Transport> VirtnetInfo<T> {
             self.transport.kick(cvq.index());
         }
         for _ in 0..WAITS {
-            if let Some(ack) = cvq.poll(ticket, reply)? {
-                return Ok(ack);
+            if let Some(answer) = cvq.poll(ticket, reply)? {
+                return Ok(answer);
             }
             self.transport.wait_interrupt(cvq.index(), timeout / WAITS);
             self.transport.take_interrupt(cvq.index());
         }
         match cvq.poll(ticket, reply)? {
-            Some(ack) => Ok(ack),
+            Some(answer) => Ok(answer),
             None => {
                 cvq.abandon(ticket);
                 Err(CtrlError::TimedOut)
@@ -221,7 +222,11 @@ impl<T: Transport> VirtnetInfo<T> {
         let mut reply = [0; 8];
         let data = [vqn.to_le_bytes(), [0; 2]].concat();
         let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET;
-        self.send_command_reply(ctrl::VIRTIO_NET_CTRL_NOTF_COAL, command, &data, &mut reply)?;
+        let class = ctrl::VIRTIO_NET_CTRL_NOTF_COAL;
+        let len = self.send_command_reply(class, command, &data, &mut reply)?;
+        if len < reply.len() {
+            return Err(CtrlError::ShortReply(len));
+        }
         let reply = u64::from_le_bytes(reply);
         Ok((reply as u32, (reply >> 32) as u32))
     }

@@ -48,6 +48,8 @@ pub const MQ: u64 = 1 << 22;
 pub const CTRL_MAC_ADDR: u64 = 1 << 23;
 /// Device statistics over the control queue.
 pub const DEVICE_STATS: u64 = 1 << 50;
+/// Device hashes the inner headers of tunnels.
+pub const HASH_TUNNEL: u64 = 1 << 51;
 /// Notification coalescing for each queue.
 pub const VQ_NOTF_COAL: u64 = 1 << 52;
 /// Notification coalescing.
@@ -131,6 +133,7 @@ pub const SUPPORTED: u64 = CSUM
     | GUEST_ANNOUNCE
     | MQ
     | CTRL_MAC_ADDR
+    | DEVICE_STATS
     | VQ_NOTF_COAL
     | NOTF_COAL
     | GUEST_USO4

@@ -12,13 +12,15 @@
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
 //! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
+//! | `device_stats` | what the device counts |
 //! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
-//! | `stats` | counters |
+//! | `stats` | what the driver counts |
 
 mod channels;
 pub mod commands;
 pub mod config;
 pub mod ctrl;
+pub mod device_stats;
 pub mod features;
 pub mod hash_input;
 pub mod header;
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 use config::VirtioNetConfig;
 use ctrl::{ControlQueue, CtrlError};
+use device_stats::StatsError;
 use features as f;
 use header::VirtioNetHdr;
 use rss::{Rss, VIRTIO_NET_RSS_MAX_KEY_SIZE};
@@ -66,6 +69,9 @@ pub enum ProbeError {
     /// A first control command failed.
     #[error("probe: queue pairs or RSS: {0}")]
     Control(#[from] CtrlError),
+    /// The device does not say which statistics it has.
+    #[error("probe: {0}")]
+    Stats(#[from] StatsError),
     /// The device says it has that many queue pairs.
     #[error("device claims {0} queue pairs (1 to {MAX_PAIRS} are possible)")]
     MaxPairs(u16),
@@ -159,6 +165,7 @@ pub struct VirtnetInfo<T: Transport> {
     pub config: VirtioNetConfig,
     features: u64,
     rss: Rss,
+    device_stats_cap: u64,
     max_queue_pairs: u16,
     curr_queue_pairs: u16,
     ctrl_timeout: Duration,
@@ -191,6 +198,7 @@ impl<T: Transport> VirtnetInfo<T> {
             config,
             features,
             rss: Rss::new(features, &config, used, options.rss_key),
+            device_stats_cap: 0,
             max_queue_pairs,
             curr_queue_pairs: used,
             ctrl_timeout: options.ctrl_timeout,
@@ -202,6 +210,9 @@ impl<T: Transport> VirtnetInfo<T> {
         this.commit_default_rss()?;
         if features & f::MQ != 0 && features & f::CTRL_VQ != 0 {
             this.set_queues(used)?;
+        }
+        if features & f::DEVICE_STATS != 0 {
+            this.device_stats_cap = this.stats_query()?;
         }
         Ok(this)
     }

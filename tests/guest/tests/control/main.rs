@@ -5,6 +5,7 @@
 mod common;
 
 mod commands;
+mod device_stats;
 mod rss;
 
 use std::time::Duration;
