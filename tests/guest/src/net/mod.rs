@@ -45,7 +45,7 @@
 //! | 3 | route, `ip_make_skb`, checksum or the device's affair | `udp`, `route` |
 //! | 4 | `ip_output`; hooks, fragmentation later | `ip_output` |
 //! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `arp` |
-//! | 6, 7 | `dev_queue_xmit`, queueing discipline; GSO later | `dev`, `sch_generic` |
+//! | 6, 7 | `dev_queue_xmit`, choice of a queue, queueing discipline; GSO later | `dev`, `xps`, `sch_generic` |
 //! | 8 | `start_xmit`: descriptors, kick | `virtio_net::napi` |
 //! | 9 | ring full: queue stopped, NET_TX_SOFTIRQ starts it again | `sch_generic` |
 //! | 11 | completion: transmit NAPI, skb freed, queue woken | `virtio_net::napi` |
@@ -84,6 +84,7 @@ mod sock;
 mod softirq;
 pub mod stats;
 mod udp;
+pub(crate) mod xps;
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -102,6 +103,7 @@ use self::skbuff::{Skb, SkbCache};
 use self::sock::{PortTable, SockTable};
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
+use self::xps::XpsMaps;
 use crate::ring::RingFault;
 use crate::transport::{Transport, TransportError};
 use crate::virtio_net::{VirtnetInfo, features};
@@ -162,7 +164,7 @@ pub struct KernelConfig {
     pub gateway: Option<Ipv4Addr>,
     /// What work costs.
     pub cost: CpuCost,
-    /// CPUs; queue pairs are dealt out to them in turn.
+    /// CPUs; the queue pairs in use are dealt out to them (`virtnet_set_affinity`).
     pub cpus: usize,
     /// Packets of one `net_rx_action`.
     pub netdev_budget: usize,
@@ -227,10 +229,13 @@ pub struct Kernel<T: Transport, M: Machine> {
     pub(crate) softnet: Vec<SoftnetData>,
     /// The CPU that runs now (`smp_processor_id`).
     pub(crate) cpu: usize,
+    /// The CPU that processes run on.
+    task_cpu: usize,
     /// By virtqueue number.
     pub(crate) napi: Vec<NapiStruct>,
     /// By queue pair.
     pub(crate) txq: Vec<NetdevQueue>,
+    pub(crate) xps: XpsMaps,
     pub(crate) skb_cache: SkbCache,
     pub(crate) dev_addr: [u8; 6],
     ptype_base: Vec<PacketType>,
@@ -263,12 +268,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             },
             softnet: (0..cpus).map(|_| SoftnetData::default()).collect(),
             cpu: 0,
+            task_cpu: 0,
             napi: (0..2 * pairs)
-                .map(|vq| NapiStruct::new(vq, cpus, config.napi_weight))
+                .map(|vq| NapiStruct::new(vq / 2 % cpus, config.napi_weight))
                 .collect(),
             txq: (0..pairs)
                 .map(|pair| NetdevQueue::new(&dev.sq[pair], config.tx_queue_len))
                 .collect(),
+            xps: XpsMaps::default(),
             skb_cache: SkbCache::default(),
             dev_addr: dev.mac(),
             ptype_base: Vec::new(),
@@ -286,6 +293,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             config,
         };
         kernel.inet_init();
+        kernel.virtnet_set_affinity();
         kernel.virtnet_open();
         kernel
     }
@@ -308,7 +316,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
             any |= self.run_ksoftirqd();
         }
-        self.cpu = 0;
+        self.cpu = self.task_cpu;
         self.fault.take().map_or(Ok(any), Err)
     }
 
@@ -326,6 +334,18 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return Err(TransportError::gone("waiting", "it closed the connection"));
         }
         dev.take_other_events()
+    }
+
+    /// Has processes run on `cpu` from now on (`sched_setaffinity`): socket calls are made there.
+    ///
+    /// # Errors
+    /// `EINVAL`: there is no such CPU.
+    pub fn sched_setaffinity(&mut self, cpu: usize) -> Result<(), Errno> {
+        if cpu >= self.softnet.len() {
+            return Err(Errno::EINVAL);
+        }
+        (self.task_cpu, self.cpu) = (cpu, cpu);
+        Ok(())
     }
 
     /// When a timer is due next, in the machine's time: neighbours that do not answer are asked again.

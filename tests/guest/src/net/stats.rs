@@ -190,18 +190,21 @@ pub enum TxDrop {
     NeighTableFull,
     /// The queueing discipline was full.
     QdiscDrops,
+    /// Its transmit queue went out of use while it waited there.
+    QdiscReset,
     /// The driver could not take it (`tx_fifo_errors`): its ring is broken or its buffers are short.
     TxFifoErrors,
 }
 
 impl TxDrop {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::IpFragFails,
         Self::NeighUnresDiscards,
         Self::NeighResFailed,
         Self::NeighTableFull,
         Self::QdiscDrops,
+        Self::QdiscReset,
         Self::TxFifoErrors,
     ];
 
@@ -214,6 +217,7 @@ impl TxDrop {
             Self::NeighResFailed => "NeighResFailed",
             Self::NeighTableFull => "NeighTableFull",
             Self::QdiscDrops => "QdiscDrops",
+            Self::QdiscReset => "QdiscReset",
             Self::TxFifoErrors => "TxFifoErrors",
         }
     }

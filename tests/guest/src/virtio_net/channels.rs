@@ -5,6 +5,7 @@
 
 use super::VirtnetInfo;
 use super::ctrl::{self, CtrlError};
+use crate::net::{Kernel, Machine};
 use crate::transport::Transport;
 
 impl<T: Transport> VirtnetInfo<T> {
@@ -46,5 +47,19 @@ impl<T: Transport> VirtnetInfo<T> {
             return Err(CtrlError::Invalid("queue pair in the indirection table"));
         }
         self.set_queues(pairs)
+    }
+}
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Changes the number of queue pairs in use, and deals those out to the CPUs anew. Packets that wait
+    /// for the ring of a queue that goes out of use are dropped.
+    ///
+    /// # Errors
+    /// As [`VirtnetInfo::set_channels`]; then all stays as it is.
+    pub fn set_channels(&mut self, pairs: u16) -> Result<(), CtrlError> {
+        self.dev.set_channels(pairs)?;
+        self.virtnet_set_affinity();
+        self.qdisc_reset_all_tx_gt(usize::from(pairs));
+        Ok(())
     }
 }

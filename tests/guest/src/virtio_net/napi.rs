@@ -19,6 +19,7 @@ use crate::memory::PAGE_SIZE;
 use crate::net::eth::eth_type_trans;
 use crate::net::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb, SkbCache, skb_truesize};
 use crate::net::stats::TxDrop;
+use crate::net::xps::stripe;
 use crate::net::{Kernel, Machine};
 use crate::ring::split::SplitQueue;
 use crate::transport::Transport;
@@ -122,6 +123,17 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.local_bh_enable();
         }
         self.cpu = 0;
+    }
+
+    /// Gives each queue pair in use CPUs of its own, as far as there are any: the first of them is
+    /// interrupted, all of them send there. Those out of use stay where they are.
+    pub(crate) fn virtnet_set_affinity(&mut self) {
+        let cpus = self.softnet.len();
+        let masks = stripe(cpus, usize::from(self.dev.curr_queue_pairs()));
+        for (napi, mask) in self.napi.chunks_mut(2).zip(&masks) {
+            napi.iter_mut().for_each(|napi| napi.cpu = mask[0]);
+        }
+        self.xps.set(cpus, &masks);
     }
 
     /// A hard interrupt of a virtqueue.

@@ -43,6 +43,8 @@ struct Arrival {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     pub at: u64,
+    /// Queue pair whose ring it was in.
+    pub pair: u16,
     pub hdr: VirtioNetHdr,
     pub frame: Vec<u8>,
 }
@@ -238,6 +240,7 @@ impl World {
             hdr[..hdr_len].copy_from_slice(&bytes[..hdr_len]);
             self.sent.borrow_mut().push(Sent {
                 at: self.now.get(),
+                pair,
                 hdr: VirtioNetHdr::from_bytes(&hdr, features),
                 frame: bytes.split_off(hdr_len),
             });

@@ -8,6 +8,7 @@ mod hash;
 mod icmp;
 mod napi;
 mod neighbours;
+mod queues;
 mod transmit;
 mod udp;
 
