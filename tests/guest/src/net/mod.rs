@@ -248,6 +248,8 @@ pub struct Kernel<T: Transport, M: Machine> {
     /// Next identification of an IP packet (`ip_idents`).
     ip_ident: u16,
     counters: Counters,
+    /// Something waits for a worker (`schedule_work`).
+    pub(crate) work: bool,
     /// What a device did wrong since the last step ended.
     fault: Option<RingFault>,
 }
@@ -287,6 +289,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ping_table: PortTable::default(),
             ip_ident: 0,
             counters: Counters::default(),
+            work: false,
             fault: None,
             dev,
             machine,
@@ -299,7 +302,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// Does all that is pending at this instant: hard interrupts, the soft interrupts that follow
-    /// them, one run of ksoftirqd. Whether there was anything: `false` means that the CPU is idle
+    /// them, one run of ksoftirqd, and what the driver left to a worker. Whether there was anything: `false` means that the CPU is idle
     /// until an interrupt comes or [`Self::next_timer`] is due: [`Self::wait`].
     ///
     /// # Errors
@@ -317,6 +320,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             any |= self.run_ksoftirqd();
         }
         self.cpu = self.task_cpu;
+        any |= self.process_work();
         self.fault.take().map_or(Ok(any), Err)
     }
 

@@ -12,15 +12,18 @@
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
 //! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
+//! | `coalesce`, `dim` | interrupt moderation, and its tuner |
 //! | `device_stats` | what the device counts |
 //! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
 //! | `stats` | what the driver counts |
 
 mod channels;
+pub mod coalesce;
 pub mod commands;
 pub mod config;
 pub mod ctrl;
 pub mod device_stats;
+pub mod dim;
 pub mod features;
 pub mod hash_input;
 pub mod header;
@@ -34,6 +37,7 @@ pub mod tx;
 
 use std::time::Duration;
 
+use coalesce::Coalesce;
 use config::VirtioNetConfig;
 use ctrl::{ControlQueue, CtrlError};
 use device_stats::StatsError;
@@ -165,6 +169,7 @@ pub struct VirtnetInfo<T: Transport> {
     pub config: VirtioNetConfig,
     features: u64,
     rss: Rss,
+    coalesce: Coalesce,
     device_stats_cap: u64,
     max_queue_pairs: u16,
     curr_queue_pairs: u16,
@@ -198,6 +203,7 @@ impl<T: Transport> VirtnetInfo<T> {
             config,
             features,
             rss: Rss::new(features, &config, used, options.rss_key),
+            coalesce: Coalesce::default(),
             device_stats_cap: 0,
             max_queue_pairs,
             curr_queue_pairs: used,

@@ -151,6 +151,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     fn skb_recv_done(&mut self, vq: usize) {
+        let calls = &mut self.dev.rq[vq / 2].dim.calls;
+        *calls = calls.wrapping_add(1);
         self.virtqueue_napi_schedule(vq);
     }
 
@@ -166,18 +168,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// Ends a poll with interrupts on, and looks once more at what came before they were.
-    fn virtqueue_napi_complete(&mut self, vq: usize) {
+    /// Ends a poll with interrupts on, and looks once more at what came before they were; whether
+    /// that was nothing.
+    fn virtqueue_napi_complete(&mut self, vq: usize) -> bool {
         let opaque = self.dev.vq(vq).enable_cb_prepare();
         if self.napi_complete_done(vq) {
             self.napi[vq].stats.completes += 1;
-            if self.dev.vq(vq).poll(opaque) {
-                self.napi[vq].stats.repolls += 1;
-                self.virtqueue_napi_schedule(vq);
+            if !self.dev.vq(vq).poll(opaque) {
+                return true;
             }
+            self.napi[vq].stats.repolls += 1;
+            self.virtqueue_napi_schedule(vq);
         } else {
             self.dev.vq(vq).disable_cb();
         }
+        false
     }
 
     /// The receive poll; how many frames it took, at most `budget`.
@@ -187,8 +192,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.dev.rq[pair].vq.disable_cb();
         self.virtnet_poll_cleantx(pair);
         let received = self.virtnet_receive(pair, budget);
-        if received < budget {
-            self.virtqueue_napi_complete(vq);
+        self.dev.rq[pair].dim.packets_in_napi += received;
+        if received < budget && self.virtqueue_napi_complete(vq) && self.dev.rq[pair].dim.enabled {
+            self.virtnet_rx_dim_update(pair);
         }
         received
     }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::coalesce::{Coalesce, IntrCoal};
 use super::header::VirtioNetHdr;
 use super::rx::{MAX_GSO_LEN, good_packet_len};
 use super::stats::TxStats;
@@ -73,6 +74,7 @@ pub struct SendQueue {
     pub vq: SplitQueue,
     /// Counters.
     pub stats: TxStats,
+    pub(super) intr_coal: IntrCoal,
     layout: TxLayout,
     index: u16,
     /// Entries of an indirect table.
@@ -113,6 +115,7 @@ impl SendQueue {
         Ok(Self {
             vq: SplitQueue::new(memory, size, options)?,
             stats: TxStats::default(),
+            intr_coal: Coalesce::default().tx,
             layout: TxLayout::default(),
             index,
             indirect: usize::from(options.indirect),

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod coalesce;
 mod commands;
 mod device_stats;
 mod rss;

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod dim;
 mod frames;
 mod hash;
 mod icmp;
