@@ -298,6 +298,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         kernel.inet_init();
         kernel.virtnet_set_affinity();
         kernel.virtnet_open();
+        kernel.virtnet_config_changed_work();
         kernel
     }
 
@@ -325,7 +326,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// The CPU sleeps until an interrupt comes, at most `timeout`. A change of config space is read
-    /// meanwhile (`virtnet_config_changed_work`), so that nothing but interrupts is left to wake it.
+    /// meanwhile and seen to (`virtnet_config_changed_work`), so that nothing but interrupts is left to
+    /// wake it.
     ///
     /// # Errors
     /// The device has gone, or its config space cannot be read any more.
@@ -337,7 +339,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if dev.transport.is_gone() {
             return Err(TransportError::gone("waiting", "it closed the connection"));
         }
-        dev.take_other_events()
+        if dev.take_other_events()? {
+            self.virtnet_config_changed_work();
+        }
+        Ok(())
     }
 
     /// Has processes run on `cpu` from now on (`sched_setaffinity`): socket calls are made there.

@@ -97,6 +97,38 @@ impl<T: Transport> VirtnetInfo<T> {
         self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_ALLMULTI, on)
     }
 
+    /// All unicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_alluni(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_ALLUNI, on)
+    }
+
+    /// No multicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nomulti(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOMULTI, on)
+    }
+
+    /// No unicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nouni(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOUNI, on)
+    }
+
+    /// No broadcast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nobcast(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOBCAST, on)
+    }
+
     /// Sets the filter table.
     ///
     /// # Errors

@@ -134,6 +134,7 @@ pub const SUPPORTED: u64 = CSUM
     | MQ
     | CTRL_MAC_ADDR
     | DEVICE_STATS
+    | HASH_TUNNEL
     | VQ_NOTF_COAL
     | NOTF_COAL
     | GUEST_USO4
@@ -169,9 +170,11 @@ const NEEDS: &[(u64, u64)] = &[
             | VQ_NOTF_COAL
             | HASH_REPORT
             | RSS
+            | HASH_TUNNEL
             | DEVICE_STATS,
         CTRL_VQ,
     ),
+    (HASH_TUNNEL, RSS | HASH_REPORT),
 ];
 
 /// `features` without those whose conditions are not met.
@@ -197,7 +200,8 @@ mod tests {
         let left = without_unmet(all & !GUEST_CSUM);
         assert_eq!(left & (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4), 0);
         assert_ne!(left & HOST_TSO4, 0);
-        assert_eq!(without_unmet(MQ | RSS | CTRL_RX), 0);
+        assert_eq!(without_unmet(MQ | RSS | CTRL_RX | HASH_TUNNEL), 0);
+        assert_eq!(without_unmet(CTRL_VQ | HASH_TUNNEL), CTRL_VQ);
         assert_eq!(without_unmet(HOST_ECN | CSUM), CSUM);
     }
 }

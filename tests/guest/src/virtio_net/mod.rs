@@ -14,6 +14,7 @@
 //! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
 //! | `coalesce`, `dim` | interrupt moderation, and its tuner |
 //! | `device_stats` | what the device counts |
+//! | `hash_tunnel` | what tunnels' packets are hashed by |
 //! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
 //! | `stats` | what the driver counts |
 
@@ -26,6 +27,7 @@ pub mod device_stats;
 pub mod dim;
 pub mod features;
 pub mod hash_input;
+pub mod hash_tunnel;
 pub mod header;
 mod napi;
 pub mod rss;
@@ -71,7 +73,7 @@ pub enum ProbeError {
     #[error("probe: {0}")]
     Layout(#[from] LayoutError),
     /// A first control command failed.
-    #[error("probe: queue pairs or RSS: {0}")]
+    #[error("probe: control queue: {0}")]
     Control(#[from] CtrlError),
     /// The device does not say which statistics it has.
     #[error("probe: {0}")]
@@ -216,6 +218,10 @@ impl<T: Transport> VirtnetInfo<T> {
         this.commit_default_rss()?;
         if features & f::MQ != 0 && features & f::CTRL_VQ != 0 {
             this.set_queues(used)?;
+        }
+        if features & (f::MAC | f::CTRL_MAC_ADDR) == f::CTRL_MAC_ADDR {
+            // It has none: it is told ours.
+            this.set_mac_address(this.mac())?;
         }
         if features & f::DEVICE_STATS != 0 {
             this.device_stats_cap = this.stats_query()?;
@@ -384,13 +390,13 @@ impl<T: Transport> VirtnetInfo<T> {
     }
 
     /// Takes what wakes a waiter and is no interrupt of a queue for packets; config space that changed
-    /// is read.
+    /// is read. Whether it was.
     ///
     /// # Errors
     /// When the transport cannot.
-    pub(crate) fn take_other_events(&mut self) -> Result<(), TransportError> {
+    pub(crate) fn take_other_events(&mut self) -> Result<bool, TransportError> {
         self.take_control_events();
-        self.handle_config_change().map(drop)
+        self.handle_config_change()
     }
 
     /// Interrupts of the control queue, of which nobody waits for one that came, and errors of rings, which

@@ -10,6 +10,8 @@
 //! Virtqueues are called by number: even ones receive, odd ones send, and so do their NAPIs.
 
 use super::VirtnetInfo;
+use super::ctrl::CtrlError;
+use super::features as f;
 use super::header::{
     PktHashType, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_UDP, VirtioNetHdr,
@@ -134,6 +136,28 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             napi.iter_mut().for_each(|napi| napi.cpu = mask[0]);
         }
         self.xps.set(cpus, &masks);
+    }
+
+    /// Config space was read: the driver announces itself where the device asks for it. One that then
+    /// refuses the acknowledgement asks again.
+    pub(crate) fn virtnet_config_changed_work(&mut self) {
+        if self.dev.features() & f::GUEST_ANNOUNCE == 0 || !self.dev.config.announce() {
+            return;
+        }
+        self.netdev_notify_peers();
+        if let Err(error) = self.dev.ack_link_announce() {
+            log::warn!("failed to ack link announce: {error}");
+        }
+    }
+
+    /// Changes the interface's hardware address (`ip link set DEV address`, `virtnet_set_mac_address`).
+    ///
+    /// # Errors
+    /// As [`VirtnetInfo::set_mac_address`]; then the old one stays.
+    pub fn dev_set_mac_address(&mut self, mac: [u8; 6]) -> Result<(), CtrlError> {
+        self.dev.set_mac_address(mac)?;
+        self.dev_addr = mac;
+        Ok(())
     }
 
     /// A hard interrupt of a virtqueue.

@@ -24,7 +24,7 @@ pub struct InProcess {
     pub memory: Arc<GuestMemory>,
     pub offered: u64,
     pub chosen: u64,
-    pub config: [u8; 24],
+    pub config: [u8; 28],
     /// Config reads during which config space changes.
     pub torn_reads: u32,
     pub generation: u32,
@@ -43,13 +43,14 @@ pub struct InProcess {
 
 impl InProcess {
     pub fn new(offered: u64) -> Self {
-        let mut config = [0; 24];
+        let mut config = [0; 28];
         config[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
         config[6] = 1;
         config[8] = 2;
         config[10..12].copy_from_slice(&1500u16.to_le_bytes());
         config[17] = 40;
         config[18] = 128;
+        config[24] = 0xff;
         config[20..22].copy_from_slice(&0x1ffu16.to_le_bytes());
         Self {
             memory: GuestMemory::new(32 << 20).unwrap(),

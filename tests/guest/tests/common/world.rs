@@ -77,6 +77,9 @@ pub struct World {
     pub commands: RefCell<Vec<(u8, u8, Vec<u8>)>>,
     /// Control commands are refused.
     pub refuse: Cell<bool>,
+    /// The status in config space.
+    status: Cell<u16>,
+    config_changed: Cell<bool>,
     /// What RSS_CONFIG or HASH_CONFIG said last.
     rss: RefCell<RssConfig>,
 }
@@ -108,6 +111,8 @@ impl World {
             spent: RefCell::default(),
             commands: RefCell::default(),
             refuse: Cell::new(false),
+            status: Cell::new(1),
+            config_changed: Cell::new(false),
             rss: RefCell::default(),
         })
     }
@@ -132,6 +137,12 @@ impl World {
     /// Has a frame arrive now.
     pub fn receive(&self, frame: &[u8]) {
         self.schedule(self.now.get(), frame);
+    }
+
+    /// Asks the driver to announce itself.
+    pub fn ask_for_announcement(&self) {
+        self.status.set(3);
+        self.config_changed.set(true);
     }
 
     /// Has a frame arrive now where the driver's hash settings lead it, with its hash; the queue pair.
@@ -293,6 +304,7 @@ impl Transport for Nic {
     fn read_config(&mut self, offset: u32, buf: &mut [u8]) -> Result<(), TransportError> {
         let mut config = [0; 24];
         config[..6].copy_from_slice(&MAC);
+        config[6..8].copy_from_slice(&self.0.status.get().to_le_bytes());
         config[8] = self.0.pairs as u8;
         (config[17], config[18], config[20]) = (40, 128, 0x3f);
         let at = offset as usize;
@@ -347,6 +359,9 @@ impl Transport for Nic {
         if self.0.refuse.get() {
             return Some(1);
         }
+        if class == 3 {
+            self.0.status.set(1);
+        }
         if class == 4 && command > 0 {
             self.0.rss.replace(rss_config(command, data));
         }
@@ -358,7 +373,11 @@ impl Transport for Nic {
     }
 
     fn wait(&self, _timeout: Duration) -> bool {
-        self.0.interrupts.iter().any(|cell| cell.get() > 0)
+        self.0.config_changed.get() || self.0.interrupts.iter().any(|cell| cell.get() > 0)
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        self.0.config_changed.take()
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod announce;
 mod dim;
 mod frames;
 mod hash;
