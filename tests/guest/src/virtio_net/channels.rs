@@ -26,10 +26,16 @@ impl<T: Transport> VirtnetInfo<T> {
 
     /// Gives the receive rings in use all the buffers there are (`refill_work`).
     pub(super) fn refill(&mut self) {
-        for rq in &mut self.rq[..usize::from(self.curr_queue_pairs)] {
-            if rq.try_fill_recv() > 0 {
-                rq.kick(&self.transport);
-            }
+        for pair in 0..usize::from(self.curr_queue_pairs) {
+            self.refill_pair(pair);
+        }
+    }
+
+    /// The same for one ring.
+    pub(super) fn refill_pair(&mut self, pair: usize) {
+        let rq = &mut self.rq[pair];
+        if rq.try_fill_recv() > 0 {
+            rq.kick(&self.transport);
         }
     }
 

@@ -146,7 +146,8 @@ pub const SUPPORTED: u64 = CSUM
     | SPEED_DUPLEX
     | INDIRECT_DESC
     | EVENT_IDX
-    | VERSION_1;
+    | VERSION_1
+    | RING_RESET;
 
 /// Each feature needs at least one of the others (virtio 1.3, 5.1.3.1).
 const NEEDS: &[(u64, u64)] = &[

@@ -12,6 +12,7 @@
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
 //! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
+//! | `ringparam` | rings of another size |
 //! | `coalesce`, `dim` | interrupt moderation, and its tuner |
 //! | `device_stats` | what the device counts |
 //! | `hash_tunnel` | what tunnels' packets are hashed by |
@@ -30,6 +31,7 @@ pub mod hash_input;
 pub mod hash_tunnel;
 pub mod header;
 mod napi;
+pub mod ringparam;
 pub mod rss;
 pub mod rx;
 pub mod rxfh_fields;
@@ -170,6 +172,7 @@ pub struct VirtnetInfo<T: Transport> {
     /// Config space as last read.
     pub config: VirtioNetConfig,
     features: u64,
+    ring: SplitQueueOptions,
     rss: Rss,
     coalesce: Coalesce,
     device_stats_cap: u64,
@@ -204,6 +207,7 @@ impl<T: Transport> VirtnetInfo<T> {
             cvq: None,
             config,
             features,
+            ring: ring_options(features, options),
             rss: Rss::new(features, &config, used, options.rss_key),
             coalesce: Coalesce::default(),
             device_stats_cap: 0,
@@ -232,23 +236,13 @@ impl<T: Transport> VirtnetInfo<T> {
     fn find_vqs(&mut self, pairs: u16, options: &ProbeOptions) -> Result<(), ProbeError> {
         let memory = self.transport.memory().clone();
         let (features, size) = (self.features, options.queue_size);
-        let mtu = self.config.mtu.unwrap_or(ETH_DATA_LEN);
-        let ring = SplitQueueOptions {
-            event_idx: features & f::EVENT_IDX != 0,
-            indirect: if features & f::INDIRECT_DESC != 0 {
-                options.indirect
-            } else {
-                0
-            },
-        };
+        let (mtu, ring) = (self.mtu(), self.ring);
         for pair in 0..pairs {
             let (rx, tx) = (2 * pair, 2 * pair + 1);
             let (rx_len, tx_len) = (options.rx_buf_len, options.tx_buf_len);
             let rq = ReceiveQueue::new(&memory, rx, size, features, ring, mtu, rx_len)?;
             let mut sq = SendQueue::new(&memory, tx, size, features, ring, mtu, tx_len)?;
             sq.set_layout(options.tx_layout.clone())?;
-            // Completions are taken when frames are sent; who wants interrupts asks for them.
-            sq.vq.disable_cb();
             self.transport.setup_queue(&queue_config(rx, &rq.vq))?;
             self.transport.setup_queue(&queue_config(tx, &sq.vq))?;
             self.rq.push(rq);
@@ -262,6 +256,11 @@ impl<T: Transport> VirtnetInfo<T> {
             self.cvq = Some(cvq);
         }
         Ok(())
+    }
+
+    /// The longest packet that goes into a buffer.
+    fn mtu(&self) -> u16 {
+        self.config.mtu.unwrap_or(ETH_DATA_LEN)
     }
 
     /// Features in force.
@@ -442,6 +441,18 @@ impl<T: Transport> VirtnetInfo<T> {
             cvq.release();
         }
         Ok(self.transport)
+    }
+}
+
+/// What rings are made of under `features`.
+fn ring_options(features: u64, options: &ProbeOptions) -> SplitQueueOptions {
+    SplitQueueOptions {
+        event_idx: features & f::EVENT_IDX != 0,
+        indirect: if features & f::INDIRECT_DESC != 0 {
+            options.indirect
+        } else {
+            0
+        },
     }
 }
 

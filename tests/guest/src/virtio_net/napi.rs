@@ -116,15 +116,19 @@ impl<T: Transport> VirtnetInfo<T> {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Opens the device: NAPI is switched on. What was used before would never interrupt, so each
-    /// queue is polled once (`virtnet_napi_enable`).
+    /// Opens the device: NAPI is switched on.
     pub(crate) fn virtnet_open(&mut self) {
         for vq in 0..self.napi.len() {
-            self.cpu = self.napi[vq].cpu;
-            self.virtqueue_napi_schedule(vq);
-            self.local_bh_enable();
+            self.virtnet_napi_enable(vq);
         }
-        self.cpu = 0;
+    }
+
+    /// A queue is polled from now on. What was used before would never interrupt, so it is polled once.
+    pub(super) fn virtnet_napi_enable(&mut self, vq: usize) {
+        let cpu = std::mem::replace(&mut self.cpu, self.napi[vq].cpu);
+        self.virtqueue_napi_schedule(vq);
+        self.local_bh_enable();
+        self.cpu = cpu;
     }
 
     /// Gives each queue pair in use CPUs of its own, as far as there are any: the first of them is
@@ -281,7 +285,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Skbs that the device has sent end here.
     #[inline]
-    fn free_old_xmit(&mut self, pair: usize) {
+    pub(super) fn free_old_xmit(&mut self, pair: usize) {
         loop {
             let sent = self.dev.sq[pair].get_sent();
             let Some(Some(slot)) = self.note_fault(sent) else {

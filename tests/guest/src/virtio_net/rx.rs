@@ -224,6 +224,12 @@ impl ReceiveQueue {
         self.buf_len
     }
 
+    /// Takes the place of `old`, whose ring has another size.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        (self.stats, self.intr_coal) = (old.stats, old.intr_coal);
+        self.dim = old.dim.clone();
+    }
+
     /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.
     pub fn try_fill_recv(&mut self) -> usize {
         let mut added = 0;

@@ -112,8 +112,11 @@ impl SendQueue {
                 good_packet_len(mtu)
             };
         let stride = buf_len.unwrap_or(usual).max(hdr_len).next_multiple_of(64);
+        let mut vq = SplitQueue::new(memory, size, options)?;
+        // Completions are taken when frames are sent; who wants interrupts asks for them.
+        vq.disable_cb();
         Ok(Self {
-            vq: SplitQueue::new(memory, size, options)?,
+            vq,
             stats: TxStats::default(),
             intr_coal: Coalesce::default().tx,
             layout: TxLayout::default(),
@@ -131,6 +134,23 @@ impl SendQueue {
     #[must_use]
     pub fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Length of a buffer, virtio header included.
+    #[must_use]
+    pub fn buf_len(&self) -> usize {
+        self.stride
+    }
+
+    /// Takes the place of `old`, whose ring has another size.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        (self.stats, self.intr_coal) = (old.stats, old.intr_coal);
+    }
+
+    /// How frames are laid into descriptors.
+    #[must_use]
+    pub fn layout(&self) -> &TxLayout {
+        &self.layout
     }
 
     /// Puts a frame into the ring (`start_xmit`). Not kicked yet.

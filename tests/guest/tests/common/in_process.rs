@@ -38,6 +38,9 @@ pub struct InProcess {
     pub reply: fn(u8, u8, &[u8]) -> Vec<u8>,
     /// Commands seen: class, command, data.
     pub commands: std::cell::RefCell<Vec<(u8, u8, Vec<u8>)>>,
+    /// Queues that are not stopped, or not taken back.
+    pub no_stop: Vec<u16>,
+    pub no_setup: Vec<u16>,
     ctrl_next: Cell<u16>,
 }
 
@@ -65,6 +68,8 @@ impl InProcess {
             refused: Vec::new(),
             reply: |_, _, _| Vec::new(),
             commands: Vec::new().into(),
+            no_stop: Vec::new(),
+            no_setup: Vec::new(),
             ctrl_next: Cell::new(0),
         }
     }
@@ -114,6 +119,8 @@ impl InProcess {
         while self.ctrl_next.get() != queue.raw.avail_idx() {
             let head = queue.raw.avail_entry(self.ctrl_next.get());
             self.ctrl_next.set(self.ctrl_next.get().wrapping_add(1));
+            // A kick, please, for the next one.
+            queue.raw.set_avail_event(self.ctrl_next.get());
             let chain = chain(&self.memory, &queue.raw, head);
             let mut bytes = Vec::new();
             for desc in chain.iter().filter(|desc| desc.flags & 2 == 0) {
@@ -203,6 +210,9 @@ impl Transport for InProcess {
     }
 
     fn setup_queue(&mut self, queue: &QueueConfig) -> Result<(), TransportError> {
+        if self.no_setup.contains(&queue.index) {
+            return Err(TransportError::refused("a queue", "no"));
+        }
         let index = usize::from(queue.index);
         if self.queues.len() <= index {
             self.queues.resize_with(index + 1, || None);
@@ -228,7 +238,11 @@ impl Transport for InProcess {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
-        Ok(self.queue(index).next)
+        if self.no_stop.contains(&index) {
+            return Err(TransportError::refused("to stop a queue", "no"));
+        }
+        let queue = self.queues[usize::from(index)].take();
+        Ok(queue.map_or(0, |queue| queue.next))
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {

@@ -334,8 +334,8 @@ impl Transport for Nic {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
-        let queues = self.0.queues.borrow();
-        Ok(queues[usize::from(index)].as_ref().unwrap().next)
+        let mut queues = self.0.queues.borrow_mut();
+        Ok(queues[usize::from(index)].take().unwrap().next)
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {

@@ -7,6 +7,7 @@ mod common;
 mod coalesce;
 mod commands;
 mod device_stats;
+mod ringparam;
 mod rss;
 
 use std::time::Duration;

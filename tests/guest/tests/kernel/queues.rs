@@ -155,3 +155,65 @@ fn a_refusal_changes_nothing() {
     assert_eq!(kernel.dev.curr_queue_pairs(), 2);
     assert_eq!(sent_on(&mut kernel, &world, fd, 2), [0, 1]);
 }
+
+fn resizable() -> (Guest, Rc<World>) {
+    let mut setup = Setup {
+        features: FEATURES & !f::CSUM | f::RING_RESET,
+        queue_size: 16,
+        pairs: 2,
+        ..Setup::default()
+    };
+    setup.config.cpus = 2;
+    let (mut kernel, world) = setup.boot();
+    resolve_peer(&mut kernel, &world);
+    (kernel, world)
+}
+
+#[test]
+fn rings_are_resized_while_traffic_runs() {
+    let (mut kernel, world) = resizable();
+    let fd = udp_socket(&mut kernel, PORT);
+    for (round, size) in (0..).zip([64, 8, 8, 256, 16]) {
+        for queue in [0, 2] {
+            for n in 0..5 {
+                let frame = udp(PORT, &[round, n]);
+                world.schedule_with(0, queue, VirtioNetHdr::default(), &frame);
+            }
+        }
+        kernel.step().unwrap();
+        kernel.set_ringparam(size, size).unwrap();
+        assert_eq!(kernel.dev.ringparam(), (size, size));
+        for n in 0..size as u8 / 4 {
+            world.receive(&udp(PORT, &[round, n]));
+            kernel.sendto(fd, &[n], Some(peer(9))).unwrap();
+        }
+        settle(&mut kernel);
+        let frames = 10 + usize::from(size as u8 / 4);
+        assert_eq!(read_all(&mut kernel, fd).len(), frames, "{size}");
+        assert_eq!(world.take_sent().len(), usize::from(size as u8 / 4));
+    }
+    assert_eq!(kernel.stats().tx_dropped(), 0);
+    assert_balanced(&kernel);
+}
+
+#[test]
+fn what_is_in_a_ring_that_is_reset_is_dropped_and_what_waits_is_sent() {
+    let (mut kernel, world) = resizable();
+    let fd = udp_socket(&mut kernel, PORT);
+    world.hold.set(true);
+    for n in 0..30 {
+        kernel.sendto(fd, &[n], Some(peer(9))).unwrap();
+    }
+    assert_eq!(kernel.stats().tx_queues[0].stop, 1);
+    world.hold.set(false);
+    kernel.set_ringparam(16, 64).unwrap();
+    settle(&mut kernel);
+    let sent = world.take_sent();
+    let payloads: Vec<_> = sent.iter().map(|sent| read_udp(&sent.frame).3[0]).collect();
+    assert_eq!(payloads, (16..30).collect::<Vec<u8>>());
+    assert_eq!(kernel.stats().tx_drop(TxDrop::RingReset), 16);
+    // The sender is charged for none of them any more.
+    kernel.set_sndbuf(fd, 4000).unwrap();
+    kernel.sendto(fd, b"x", Some(peer(9))).unwrap();
+    assert_eq!(world.take_sent().len(), 1);
+}
