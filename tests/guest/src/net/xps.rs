@@ -6,6 +6,7 @@
 
 use super::eth::{ETH_HLEN, ETH_P_IP};
 use super::skbuff::SkBuff;
+use super::udp::IPPROTO_UDP;
 
 /// The transmit queues of each CPU (`struct xps_dev_maps`).
 #[derive(Debug, Default)]
@@ -66,8 +67,9 @@ fn skb_get_hash(skb: &SkBuff) -> u32 {
     else {
         return 0;
     };
-    // Neither options nor fragments are sent: behind 20 bytes are ports, or a type that a flow keeps.
+    // Neither options nor fragments are sent: behind 20 bytes are the ports, of what has any.
     let (addresses, ports) = ip[12..].split_at(8);
+    let ports = if ip[9] == IPPROTO_UDP { ports } else { &[] };
     let fold = |hash: u64, bytes: &[u8]| {
         let word = bytes
             .iter()
@@ -104,6 +106,7 @@ mod tests {
         skb.protocol = ETH_P_IP;
         let bytes = skb.put(60);
         bytes.fill(0);
+        bytes[23] = IPPROTO_UDP;
         bytes[36..38].copy_from_slice(&port.to_be_bytes());
         skb
     }
@@ -128,6 +131,17 @@ mod tests {
         for share in [a, b, c, d] {
             assert!((16..48).contains(&share), "{used:?}");
         }
+    }
+
+    #[test]
+    fn what_changes_from_echo_to_echo_does_not_count() {
+        let mut cache = SkbCache::default();
+        let [one, other] = [1, 2].map(|checksum| {
+            let mut skb = packet(&mut cache, checksum);
+            skb.data_mut()[23] = 1;
+            skb_get_hash(&skb)
+        });
+        assert_eq!(one, other);
     }
 
     #[test]

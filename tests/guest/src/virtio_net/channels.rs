@@ -1,4 +1,4 @@
-//! Queue pairs in use (`ethtool -l`, `-L`; virtio 1.3, 5.1.6.5.5).
+//! Queue pairs in use (`ethtool -l`, `-L`; virtio 1.3, 5.1.6.5, "Multiqueue").
 //!
 //! In: how many. Out: VQ_PAIRS_SET, or RSS_CONFIG where RSS steers, and receive buffers for queues that come
 //! into use. Pairs that go out of use stay set up: what is in their rings drains.
@@ -10,7 +10,8 @@ use crate::transport::Transport;
 
 impl<T: Transport> VirtnetInfo<T> {
     /// Uses `pairs` queue pairs (`virtnet_set_queues`); they must have been set up. With RSS the table
-    /// is spread over them and the number of pairs goes with it, unless the table is the administrator's.
+    /// is spread over them and the number of pairs goes with it, unless the table is the administrator's:
+    /// then, as in Linux, the device hears the number alone.
     ///
     /// # Errors
     /// As [`Self::send_command`]; then the old number stays.

@@ -1,4 +1,5 @@
-//! Interrupt moderation (`ethtool -c`, `-C`, `-Q`; virtio 1.3, 5.1.6.5.10).
+//! Interrupt moderation (`ethtool -c`, `-C`, `-Q`; virtio 1.3, 5.1.6.5, "Notifications
+//! Coalescing").
 //!
 //! In: after how many packets, or how long after the first of them, a queue is to interrupt; or that the
 //! driver is to find out itself (`adaptive-rx`, see [`super::dim`]). Out: commands. What the device refuses

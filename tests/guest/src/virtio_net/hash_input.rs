@@ -1,4 +1,4 @@
-//! What of a frame is hashed for receive-side scaling (virtio 1.3, 5.1.6.4.3.3 and 5.1.6.4.3.4).
+//! What of a frame is hashed for receive-side scaling (virtio 1.3, 5.1.6.4.3).
 //!
 //! In: a frame and the hash types in force. Out: the bytes for [`toeplitz()`], and the type that the device
 //! is to report; nothing where no type applies. Of what types apply the one that takes most is it. Fragments

@@ -1,4 +1,4 @@
-//! Hashes of what is inside tunnels (virtio 1.3, 5.1.6.5.6.4, "Inner Header Hash").
+//! Hashes of what is inside tunnels (virtio 1.3, 5.1.6.4.3, "Inner Header Hash").
 //!
 //! In: tunnels whose packets are to be hashed by their inner headers. Out: one command.
 

@@ -1,4 +1,5 @@
-//! Receive-side scaling and hash reports (virtio 1.3, 5.1.6.5.6.4 and 5.1.6.5.6.7).
+//! Receive-side scaling and hash reports (virtio 1.3, 5.1.6.5, "Receive-side scaling"
+//! and "Hash calculation").
 //!
 //! In: what the device supports, and what an administrator wants (`ethtool -X`, `-N rx-flow-hash`, `-L`).
 //! Out: RSS_CONFIG commands, or HASH_CONFIG where hashes are reported and do not steer. What the device

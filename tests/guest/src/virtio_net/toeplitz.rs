@@ -1,4 +1,4 @@
-//! The Toeplitz hash of receive-side scaling (virtio 1.3, 5.1.6.4.3.3).
+//! The Toeplitz hash of receive-side scaling (virtio 1.3, 5.1.6.4.3).
 //!
 //! Slow, and so plain that it can be seen to be right: what a device calculates is measured by it. What
 //! goes in is a key and the bytes that [`super::hash_input`] takes from a frame.

@@ -1,4 +1,5 @@
-//! What the device counts, asked for over the control queue (`ethtool -S`; virtio 1.4, 5.1.6.5.8, Linux
+//! What the device counts, asked for over the control queue (`ethtool -S`; virtio 1.4, 5.1.6.5, "Device
+//! Statistics"; Linux
 //! `include/uapi/linux/virtio_net.h`).
 //!
 //! In: queues. Out: each one's counters, in groups; which groups the device has it says once, at probe. A
