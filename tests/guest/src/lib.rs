@@ -103,6 +103,29 @@
 //! # }
 //! ```
 //!
+//! # Steering
+//!
+//! With RSS the driver tells the device how to hash; [`virtio_net::rss::RssConfig::steer`] says what a
+//! device is to make of a frame then, by a Toeplitz of its own:
+//!
+//! ```
+//! use nic_guest::virtio_net::rss::RssConfig;
+//! use nic_guest::virtio_net::toeplitz::VERIFICATION_KEY;
+//!
+//! let rss = RssConfig {
+//!     hash_types: 0x3f,
+//!     indirection_table: vec![0, 1, 2, 3],
+//!     key: VERIFICATION_KEY.to_vec(),
+//!     ..RssConfig::default()
+//! };
+//! let mut frame = [0; 60];
+//! frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]); // IPv4
+//! frame[17] = 46;
+//! frame[26..34].copy_from_slice(&[66, 9, 149, 187, 161, 142, 100, 80]);
+//! let steered = rss.steer(&frame);
+//! assert_eq!((steered.hash_value, steered.pair), (0x323e_8fc2, 2));
+//! ```
+//!
 //! # Being hostile
 //!
 //! [`ring::raw::RawRing`] writes any descriptor, index or used element;

@@ -9,9 +9,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use common::packets::{OURS, PEER, arp_request, echo_request, udp};
-use common::world::{Guest, World, boot};
+use common::packets::{OURS, PEER, arp_request, echo_request, udp, udp_between};
+use common::world::{FEATURES, Guest, MAC, Setup, World, boot};
 use nic_guest::net::{Errno, Fd, Protocol, SockType};
+use nic_guest::virtio_net::features as f;
 
 /// The system's allocator, and how often each thread called it.
 struct Counting;
@@ -100,6 +101,50 @@ fn no_packet_costs_an_allocation() {
     exchange(&mut kernel, &world, fd);
     for round in 0..10 {
         assert_eq!(exchange(&mut kernel, &world, fd), 0, "round {round}");
+    }
+}
+
+#[test]
+fn nor_does_one_of_many_queues_with_its_hash() {
+    let mut setup = Setup {
+        features: FEATURES | f::RSS | f::HASH_REPORT,
+        pairs: 4,
+        ..Setup::default()
+    };
+    // Two transmit queues a CPU, between which the flow decides.
+    setup.config.cpus = 2;
+    let (mut kernel, world) = setup.boot();
+    let fd = kernel.socket(SockType::Dgram, Protocol::Udp).unwrap();
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
+    kernel.bind(fd, any).unwrap();
+    world.receive(&arp_request(OURS));
+    while kernel.step().unwrap() {}
+    let mut buf = [0; 8];
+    for round in 0..10 {
+        for from in 0..32 {
+            world.receive_steered(&udp_between(from, (MAC, OURS, PORT), &[0; 8]));
+        }
+        let calls = allocations(|| {
+            while kernel.step().unwrap() {}
+            while kernel.recvfrom(fd, &mut buf).is_ok() {}
+        });
+        // The device allocates, too, so it waits.
+        world.hold.set(true);
+        let to = SocketAddrV4::new(PEER.into(), 9);
+        let sent = allocations(|| {
+            for cpu in [0, 1, 0, 1] {
+                kernel.sched_setaffinity(cpu).unwrap();
+                kernel.sendto(fd, &buf, Some(to)).unwrap();
+            }
+        });
+        world.hold.set(false);
+        let on: usize = (0..4).map(|pair| world.transmit(pair, 100)).sum();
+        assert_eq!(on, 4, "round {round}");
+        world.take_sent();
+        let done = allocations(|| while kernel.step().unwrap() {});
+        if round > 1 {
+            assert_eq!((calls, sent, done), (0, 0, 0), "round {round}");
+        }
     }
 }
 

@@ -49,6 +49,10 @@ fn memory_of(persona: Persona) -> Arc<GuestMemory> {
 }
 
 fn attach(persona: Persona, pairs: u16) -> (Backend, VirtnetInfo<FrontEnd>) {
+    attach_to(persona, pairs, OFFER)
+}
+
+fn attach_to(persona: Persona, pairs: u16, offer: Offer) -> (Backend, VirtnetInfo<FrontEnd>) {
     let memory = memory_of(persona);
     let nic = VmmConfig {
         pairs,
@@ -59,7 +63,7 @@ fn attach(persona: Persona, pairs: u16) -> (Backend, VirtnetInfo<FrontEnd>) {
         timeout: Duration::from_secs(20),
     };
     let mut front_end = FrontEnd::new(persona, Arc::clone(&memory), options).unwrap();
-    let (backend, stream) = Backend::start(&memory, OFFER);
+    let (backend, stream) = Backend::start(&memory, offer);
     front_end.attach_stream(stream).unwrap();
     let options = ProbeOptions {
         queue_pairs: pairs,
@@ -382,4 +386,30 @@ fn a_backend_that_says_nothing_is_gone() {
         front_end.attach_stream(stream),
         Err(TransportError::Gone { .. })
     ));
+}
+
+#[test]
+fn rings_are_resized_over_a_connection() {
+    // Whoever stops a queue by a message of its own, and passes the feature on.
+    for persona in [Persona::Plain, Persona::Qemu] {
+        let offer = Offer {
+            features: OFFER.features | f::RING_RESET,
+            ..OFFER
+        };
+        let (backend, mut nic) = attach_to(persona, 2, offer);
+        for (round, size) in (0..).zip([128, 512, 256]) {
+            exchange(&mut nic, 0, round * 100..round * 100 + 50);
+            nic.set_ringparam(size, size).unwrap();
+            for pair in [0, 1] {
+                exchange(&mut nic, pair, round * 100 + 50..round * 100 + 80);
+            }
+        }
+        drop(nic.remove().unwrap());
+        let told = backend.finish();
+        let stops = told
+            .iter()
+            .filter(|line| *line == "GET_VRING_BASE 1")
+            .count();
+        assert!(stops >= 3, "{persona:?}: {told:?}");
+    }
 }

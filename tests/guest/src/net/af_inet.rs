@@ -43,6 +43,10 @@ pub struct Received {
     pub from: SocketAddrV4,
     /// When it was put into the socket's queue, in the machine's time.
     pub queued: u64,
+    /// The hash that the device reported of its frame; 0 where it reported none.
+    pub hash: u32,
+    /// Whether that is a hash of the ports, too.
+    pub l4_hash: bool,
 }
 
 /// Which sockets there are (`struct inet_protosw`).
@@ -181,6 +185,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             len,
             from: SocketAddrV4::new(Ipv4Addr::from_bits(skb.ip.saddr), port),
             queued: skb.tstamp,
+            hash: skb.hash,
+            l4_hash: skb.l4_hash,
         };
         self.skb_cache.put(skb);
         Ok(received)

@@ -152,6 +152,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.arp_send(BROADCAST, request);
     }
 
+    /// Tells all neighbours where this host is (`netdev_notify_peers`, `inetdev_send_gratuitous_arp`).
+    pub(crate) fn netdev_notify_peers(&mut self) {
+        self.arp_solicit(self.fib.local_addr());
+    }
+
     /// Makes and sends a frame (`arp_create`, `arp_xmit`).
     fn arp_send(&mut self, dest: [u8; 6], arp: Arp) {
         let mut skb = self.skb_cache.alloc(MAX_HEADER, ETH_ZLEN);

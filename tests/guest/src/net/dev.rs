@@ -6,7 +6,7 @@
 
 use super::eth::{ETH_P_ARP, ETH_P_IP};
 use super::ip_input::NetProtocol;
-use super::skbuff::Skb;
+use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
@@ -79,15 +79,18 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Sends a frame (`__dev_queue_xmit`).
     pub(super) fn dev_queue_xmit(&mut self, skb: Skb) {
-        let queue = self.netdev_core_pick_tx();
+        let queue = self.netdev_core_pick_tx(&skb);
         self.__dev_xmit_skb(queue, skb);
         self.local_bh_enable();
     }
 
-    /// The transmit queue of this CPU, as virtio_net sets XPS up.
+    /// The transmit queue for a packet of this CPU.
     #[inline]
-    fn netdev_core_pick_tx(&self) -> usize {
-        self.cpu % usize::from(self.dev.curr_queue_pairs()).clamp(1, self.txq.len())
+    fn netdev_core_pick_tx(&self, skb: &SkBuff) -> usize {
+        if self.dev.curr_queue_pairs() == 1 {
+            return 0;
+        }
+        self.xps.get_xps_queue(self.cpu, skb)
     }
 
     /// Gives a frame to the driver (`dev_hard_start_xmit`); with `more` the next one follows at once.

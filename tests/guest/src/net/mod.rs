@@ -45,7 +45,7 @@
 //! | 3 | route, `ip_make_skb`, checksum or the device's affair | `udp`, `route` |
 //! | 4 | `ip_output`; hooks, fragmentation later | `ip_output` |
 //! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `arp` |
-//! | 6, 7 | `dev_queue_xmit`, queueing discipline; GSO later | `dev`, `sch_generic` |
+//! | 6, 7 | `dev_queue_xmit`, choice of a queue, queueing discipline; GSO later | `dev`, `xps`, `sch_generic` |
 //! | 8 | `start_xmit`: descriptors, kick | `virtio_net::napi` |
 //! | 9 | ring full: queue stopped, NET_TX_SOFTIRQ starts it again | `sch_generic` |
 //! | 11 | completion: transmit NAPI, skb freed, queue woken | `virtio_net::napi` |
@@ -84,6 +84,7 @@ mod sock;
 mod softirq;
 pub mod stats;
 mod udp;
+pub(crate) mod xps;
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -102,6 +103,7 @@ use self::skbuff::{Skb, SkbCache};
 use self::sock::{PortTable, SockTable};
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
+use self::xps::XpsMaps;
 use crate::ring::RingFault;
 use crate::transport::{Transport, TransportError};
 use crate::virtio_net::{VirtnetInfo, features};
@@ -162,7 +164,7 @@ pub struct KernelConfig {
     pub gateway: Option<Ipv4Addr>,
     /// What work costs.
     pub cost: CpuCost,
-    /// CPUs; queue pairs are dealt out to them in turn.
+    /// CPUs; the queue pairs in use are dealt out to them (`virtnet_set_affinity`).
     pub cpus: usize,
     /// Packets of one `net_rx_action`.
     pub netdev_budget: usize,
@@ -227,10 +229,13 @@ pub struct Kernel<T: Transport, M: Machine> {
     pub(crate) softnet: Vec<SoftnetData>,
     /// The CPU that runs now (`smp_processor_id`).
     pub(crate) cpu: usize,
+    /// The CPU that processes run on.
+    task_cpu: usize,
     /// By virtqueue number.
     pub(crate) napi: Vec<NapiStruct>,
     /// By queue pair.
     pub(crate) txq: Vec<NetdevQueue>,
+    pub(crate) xps: XpsMaps,
     pub(crate) skb_cache: SkbCache,
     pub(crate) dev_addr: [u8; 6],
     ptype_base: Vec<PacketType>,
@@ -243,6 +248,8 @@ pub struct Kernel<T: Transport, M: Machine> {
     /// Next identification of an IP packet (`ip_idents`).
     ip_ident: u16,
     counters: Counters,
+    /// Something waits for a worker (`schedule_work`).
+    pub(crate) work: bool,
     /// What a device did wrong since the last step ended.
     fault: Option<RingFault>,
 }
@@ -263,12 +270,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             },
             softnet: (0..cpus).map(|_| SoftnetData::default()).collect(),
             cpu: 0,
+            task_cpu: 0,
             napi: (0..2 * pairs)
-                .map(|vq| NapiStruct::new(vq, cpus, config.napi_weight))
+                .map(|vq| NapiStruct::new(vq / 2 % cpus, config.napi_weight))
                 .collect(),
             txq: (0..pairs)
                 .map(|pair| NetdevQueue::new(&dev.sq[pair], config.tx_queue_len))
                 .collect(),
+            xps: XpsMaps::default(),
             skb_cache: SkbCache::default(),
             dev_addr: dev.mac(),
             ptype_base: Vec::new(),
@@ -280,18 +289,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ping_table: PortTable::default(),
             ip_ident: 0,
             counters: Counters::default(),
+            work: false,
             fault: None,
             dev,
             machine,
             config,
         };
         kernel.inet_init();
+        kernel.virtnet_set_affinity();
         kernel.virtnet_open();
+        kernel.virtnet_config_changed_work();
         kernel
     }
 
     /// Does all that is pending at this instant: hard interrupts, the soft interrupts that follow
-    /// them, one run of ksoftirqd. Whether there was anything: `false` means that the CPU is idle
+    /// them, one run of ksoftirqd, and what the driver left to a worker. Whether there was anything: `false` means that the CPU is idle
     /// until an interrupt comes or [`Self::next_timer`] is due: [`Self::wait`].
     ///
     /// # Errors
@@ -308,12 +320,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
             any |= self.run_ksoftirqd();
         }
-        self.cpu = 0;
+        self.cpu = self.task_cpu;
+        any |= self.process_work();
         self.fault.take().map_or(Ok(any), Err)
     }
 
     /// The CPU sleeps until an interrupt comes, at most `timeout`. A change of config space is read
-    /// meanwhile (`virtnet_config_changed_work`), so that nothing but interrupts is left to wake it.
+    /// meanwhile and seen to (`virtnet_config_changed_work`), so that nothing but interrupts is left to
+    /// wake it.
     ///
     /// # Errors
     /// The device has gone, or its config space cannot be read any more.
@@ -325,7 +339,22 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if dev.transport.is_gone() {
             return Err(TransportError::gone("waiting", "it closed the connection"));
         }
-        dev.take_other_events()
+        if dev.take_other_events()? {
+            self.virtnet_config_changed_work();
+        }
+        Ok(())
+    }
+
+    /// Has processes run on `cpu` from now on (`sched_setaffinity`): socket calls are made there.
+    ///
+    /// # Errors
+    /// `EINVAL`: there is no such CPU.
+    pub fn sched_setaffinity(&mut self, cpu: usize) -> Result<(), Errno> {
+        if cpu >= self.softnet.len() {
+            return Err(Errno::EINVAL);
+        }
+        (self.task_cpu, self.cpu) = (cpu, cpu);
+        Ok(())
     }
 
     /// When a timer is due next, in the machine's time: neighbours that do not answer are asked again.

@@ -31,13 +31,13 @@ pub(crate) struct NapiStruct {
 }
 
 impl NapiStruct {
-    /// Of virtqueue `vq`; pairs are dealt out to `cpus` in turn.
-    pub fn new(vq: usize, cpus: usize, weight: usize) -> Self {
+    /// Of a virtqueue that interrupts `cpu`.
+    pub fn new(cpu: usize, weight: usize) -> Self {
         Self {
             state: 0,
             // With none it would be polled for ever and never find a packet.
             weight: weight.max(1),
-            cpu: vq / 2 % cpus,
+            cpu,
             rx_list: Vec::new(),
             stats: QueueStats::default(),
         }
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_instance_is_scheduled_once_and_remembers_what_it_missed() {
-        let mut napi = NapiStruct::new(0, 1, 64);
+        let mut napi = NapiStruct::new(0, 64);
         assert!(napi.napi_schedule_prep());
         assert_eq!(napi.state, NAPI_STATE_SCHED);
         assert!(!napi.napi_schedule_prep());
@@ -196,13 +196,7 @@ mod tests {
 
     #[test]
     fn each_poll_may_take_something() {
-        assert_eq!(NapiStruct::new(0, 1, 0).weight, 1);
-    }
-
-    #[test]
-    fn pairs_are_dealt_out_to_cpus() {
-        let cpus: Vec<_> = (0..8).map(|vq| NapiStruct::new(vq, 3, 64).cpu).collect();
-        assert_eq!(cpus, [0, 0, 1, 1, 2, 2, 0, 0]);
+        assert_eq!(NapiStruct::new(0, 0).weight, 1);
     }
 
     #[test]

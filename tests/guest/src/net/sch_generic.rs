@@ -4,7 +4,7 @@
 //! In: frames to send. Out: the same frames to the driver, in order. While the driver has stopped
 //! its queue because its ring is full they wait here, in one bounded FIFO a queue (as `pfifo` does
 //! under `mq`); when completions wake the queue, the transmit soft interrupt sends them. Dropped and
-//! counted: what comes while the FIFO is full.
+//! counted: what comes while the FIFO is full, and what waits when its queue goes out of use.
 
 use std::collections::VecDeque;
 
@@ -96,6 +96,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             let sd = self.sd();
             sd.output_queue.push_back(queue);
             sd.raise_softirq(NET_TX_SOFTIRQ);
+        }
+    }
+
+    /// Queues from `first` on are out of use: what waits for them goes (`netif_set_real_num_tx_queues`,
+    /// `qdisc_reset_all_tx_gt`).
+    pub(crate) fn qdisc_reset_all_tx_gt(&mut self, first: usize) {
+        for queue in first..self.txq.len() {
+            while let Some(skb) = self.txq[queue].qdisc.q.pop_front() {
+                self.drop_tx(skb, TxDrop::QdiscReset);
+            }
         }
     }
 

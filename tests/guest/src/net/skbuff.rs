@@ -71,6 +71,10 @@ pub(crate) struct SkBuff {
     pub csum_offset: u16,
     /// Payload of each segment, of packets that stand for several; else 0.
     pub gso_size: u16,
+    /// Hash of the flow, 0 where nobody made one.
+    pub hash: u32,
+    /// The hash is of the ports, too.
+    pub l4_hash: bool,
     /// Bytes that the socket which holds it is charged.
     pub truesize: usize,
     /// The sending socket, which is charged until the packet is gone.
@@ -192,6 +196,8 @@ impl SkbCache {
         skb.ip_summed = IpSummed::None;
         skb.pkt_type = PktType::Host;
         skb.gso_size = 0;
+        skb.hash = 0;
+        skb.l4_hash = false;
         skb.sk = None;
         skb
     }
@@ -211,6 +217,7 @@ impl SkbCache {
         (copy.protocol, copy.pkt_type, copy.ip_summed) =
             (skb.protocol, skb.pkt_type, skb.ip_summed);
         (copy.ip, copy.rt_type, copy.truesize) = (skb.ip, skb.rt_type, skb.truesize);
+        (copy.hash, copy.l4_hash) = (skb.hash, skb.l4_hash);
         copy.network_header = copy.headroom();
         copy
     }
@@ -249,11 +256,13 @@ mod tests {
         let mut skb = cache.alloc(64, 60);
         skb.put(60);
         (skb.ip_summed, skb.pkt_type, skb.gso_size) = (IpSummed::Partial, PktType::OtherHost, 9);
+        (skb.hash, skb.l4_hash) = (9, true);
         let first = skb.head.as_ptr();
         cache.put(skb);
         let skb = cache.alloc(64, 1518);
         assert_eq!(skb.head.as_ptr(), first, "a new buffer");
         assert_eq!((skb.len(), skb.headroom(), skb.gso_size), (0, 64, 0));
+        assert_eq!((skb.hash, skb.l4_hash), (0, false));
         assert_eq!(
             (skb.ip_summed, skb.pkt_type),
             (IpSummed::None, PktType::Host)

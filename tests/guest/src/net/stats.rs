@@ -190,18 +190,24 @@ pub enum TxDrop {
     NeighTableFull,
     /// The queueing discipline was full.
     QdiscDrops,
+    /// Its transmit queue went out of use while it waited there.
+    QdiscReset,
+    /// It was in a ring that was reset: it may have been sent, or not.
+    RingReset,
     /// The driver could not take it (`tx_fifo_errors`): its ring is broken or its buffers are short.
     TxFifoErrors,
 }
 
 impl TxDrop {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::IpFragFails,
         Self::NeighUnresDiscards,
         Self::NeighResFailed,
         Self::NeighTableFull,
         Self::QdiscDrops,
+        Self::QdiscReset,
+        Self::RingReset,
         Self::TxFifoErrors,
     ];
 
@@ -214,6 +220,8 @@ impl TxDrop {
             Self::NeighResFailed => "NeighResFailed",
             Self::NeighTableFull => "NeighTableFull",
             Self::QdiscDrops => "QdiscDrops",
+            Self::QdiscReset => "QdiscReset",
+            Self::RingReset => "RingReset",
             Self::TxFifoErrors => "TxFifoErrors",
         }
     }

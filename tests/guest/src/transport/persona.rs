@@ -52,8 +52,10 @@ impl Persona {
             | f::HOST_UFO;
         let common = tso | f::MRG_RXBUF | f::INDIRECT_DESC | f::EVENT_IDX | f::VERSION_1 | f::MQ;
         match self {
-            Self::Plain | Self::Uml => !(f::PROTOCOL_FEATURES | f::LOG_ALL),
-            Self::Qemu => common | f::MTU | f::GUEST_ANNOUNCE | f::RSC_EXT,
+            Self::Plain => !(f::PROTOCOL_FEATURES | f::LOG_ALL),
+            // It has no message to stop a queue by.
+            Self::Uml => !(f::PROTOCOL_FEATURES | f::LOG_ALL | f::RING_RESET),
+            Self::Qemu => common | f::MTU | f::GUEST_ANNOUNCE | f::RSC_EXT | f::RING_RESET,
             Self::CloudHypervisor => common | f::CTRL_VQ | f::GUEST_ANNOUNCE | f::MTU,
             // Bits 0 to 23 and 50 to 63.
             Self::Crosvm => 0xfffc_0000_00ff_ffff | f::VERSION_1 | f::EVENT_IDX,

@@ -20,7 +20,8 @@ pub(super) const DEVICE_OWNED: u64 = PROVIDED
     | f::RSS
     | f::HASH_REPORT
     | f::SPEED_DUPLEX
-    | f::DEVICE_STATS;
+    | f::DEVICE_STATS
+    | f::HASH_TUNNEL;
 
 /// What a VMM's command line says of the NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]

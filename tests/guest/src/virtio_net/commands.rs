@@ -6,46 +6,11 @@
 use std::time::Duration;
 
 use super::VirtnetInfo;
-use super::ctrl::{self, CtrlError};
+use super::ctrl::{self, Answer, CtrlError};
 use crate::transport::Transport;
 
 /// A command's timeout is spent in this many waits, because one may end early for nothing.
 const WAITS: u32 = 50;
-
-/// RSS as the driver asks for it (`struct virtio_net_rss_config`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RssConfig {
-    /// `VIRTIO_NET_RSS_HASH_TYPE_*`.
-    pub hash_types: u32,
-    /// Queue of frames that are not hashed.
-    pub unclassified_queue: u16,
-    /// Queue for each value of the hash; its length should be a power of two.
-    pub indirection_table: Vec<u16>,
-    /// Transmit queues in use.
-    pub max_tx_vq: u16,
-    /// Toeplitz key.
-    pub key: Vec<u8>,
-}
-
-impl RssConfig {
-    /// The command's data, however wrong the values.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mask = (self.indirection_table.len() as u16).wrapping_sub(1);
-        let mut bytes = self.hash_types.to_le_bytes().to_vec();
-        bytes.extend(mask.to_le_bytes());
-        bytes.extend(self.unclassified_queue.to_le_bytes());
-        bytes.extend(
-            self.indirection_table
-                .iter()
-                .flat_map(|queue| queue.to_le_bytes()),
-        );
-        bytes.extend(self.max_tx_vq.to_le_bytes());
-        bytes.push(self.key.len() as u8);
-        bytes.extend(&self.key);
-        bytes
-    }
-}
 
 impl<T: Transport> VirtnetInfo<T> {
     /// Sends a command and waits for its ack (`virtnet_send_command`).
@@ -54,9 +19,10 @@ impl<T: Transport> VirtnetInfo<T> {
     /// When there is no control queue, the device refuses, or does not answer in time.
     pub fn send_command(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), CtrlError> {
         self.send_command_reply(class, command, data, &mut [])
+            .map(drop)
     }
 
-    /// Sends a command that has a reply.
+    /// Sends a command that has a reply; how many bytes of it the device wrote.
     ///
     /// # Errors
     /// As [`Self::send_command`].
@@ -66,13 +32,13 @@ impl<T: Transport> VirtnetInfo<T> {
         command: u8,
         data: &[u8],
         reply: &mut [u8],
-    ) -> Result<(), CtrlError> {
-        let ack = match self.transport.vmm_control(class, command, data) {
-            Some(ack) => ack,
+    ) -> Result<usize, CtrlError> {
+        let Answer { ack, len } = match self.transport.vmm_control(class, command, data) {
+            Some(ack) => Answer { ack, len: 0 },
             None => self.ask_device(class, command, data, reply)?,
         };
         if ack == ctrl::VIRTIO_NET_OK {
-            Ok(())
+            Ok(len)
         } else {
             Err(CtrlError::Refused(ack))
         }
@@ -84,7 +50,7 @@ impl<T: Transport> VirtnetInfo<T> {
         command: u8,
         data: &[u8],
         reply: &mut [u8],
-    ) -> Result<u8, CtrlError> {
+    ) -> Result<Answer, CtrlError> {
         let timeout: Duration = self.ctrl_timeout;
         let cvq = self.cvq.as_mut().ok_or(CtrlError::NoQueue)?;
         let ticket = cvq.submit(class, command, data, reply.len())?;
@@ -92,14 +58,14 @@ impl<T: Transport> VirtnetInfo<T> {
             self.transport.kick(cvq.index());
         }
         for _ in 0..WAITS {
-            if let Some(ack) = cvq.poll(ticket, reply)? {
-                return Ok(ack);
+            if let Some(answer) = cvq.poll(ticket, reply)? {
+                return Ok(answer);
             }
             self.transport.wait_interrupt(cvq.index(), timeout / WAITS);
             self.transport.take_interrupt(cvq.index());
         }
         match cvq.poll(ticket, reply)? {
-            Some(ack) => Ok(ack),
+            Some(answer) => Ok(answer),
             None => {
                 cvq.abandon(ticket);
                 Err(CtrlError::TimedOut)
@@ -129,6 +95,38 @@ impl<T: Transport> VirtnetInfo<T> {
     /// As [`Self::send_command`].
     pub fn set_allmulti(&mut self, on: bool) -> Result<(), CtrlError> {
         self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_ALLMULTI, on)
+    }
+
+    /// All unicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_alluni(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_ALLUNI, on)
+    }
+
+    /// No multicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nomulti(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOMULTI, on)
+    }
+
+    /// No unicast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nouni(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOUNI, on)
+    }
+
+    /// No broadcast (CTRL_RX_EXTRA).
+    ///
+    /// # Errors
+    /// As [`Self::send_command`].
+    pub fn set_nobcast(&mut self, on: bool) -> Result<(), CtrlError> {
+        self.set_rx_mode(ctrl::VIRTIO_NET_CTRL_RX_NOBCAST, on)
     }
 
     /// Sets the filter table.
@@ -184,20 +182,6 @@ impl<T: Transport> VirtnetInfo<T> {
         self.send_command(class, command, &vid.to_le_bytes())
     }
 
-    /// Uses `pairs` queue pairs (`virtnet_set_queues`); they must have been set up.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_queues(&mut self, pairs: u16) -> Result<(), CtrlError> {
-        let (class, command) = (
-            ctrl::VIRTIO_NET_CTRL_MQ,
-            ctrl::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
-        );
-        self.send_command(class, command, &pairs.to_le_bytes())?;
-        self.curr_queue_pairs = pairs.min(self.rq.len() as u16);
-        Ok(())
-    }
-
     /// Says that the driver has announced itself.
     ///
     /// # Errors
@@ -210,18 +194,6 @@ impl<T: Transport> VirtnetInfo<T> {
         self.send_command(class, command, &[])
     }
 
-    /// Sets RSS up.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_rss(&mut self, rss: &RssConfig) -> Result<(), CtrlError> {
-        let (class, command) = (
-            ctrl::VIRTIO_NET_CTRL_MQ,
-            ctrl::VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
-        );
-        self.send_command(class, command, &rss.to_bytes())
-    }
-
     /// Chooses the receive offloads in use, as bits of the features (`virtnet_set_guest_offloads`).
     ///
     /// # Errors
@@ -231,63 +203,4 @@ impl<T: Transport> VirtnetInfo<T> {
         let command = ctrl::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
         self.send_command(class, command, &offloads.to_le_bytes())
     }
-
-    /// Interrupt moderation of all receive queues: after `max_packets` or `max_usecs`.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_rx_coalesce(&mut self, max_packets: u32, max_usecs: u32) -> Result<(), CtrlError> {
-        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_RX_SET;
-        self.send_command(
-            ctrl::VIRTIO_NET_CTRL_NOTF_COAL,
-            command,
-            &coal(max_packets, max_usecs),
-        )
-    }
-
-    /// Interrupt moderation of all transmit queues.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_tx_coalesce(&mut self, max_packets: u32, max_usecs: u32) -> Result<(), CtrlError> {
-        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_TX_SET;
-        self.send_command(
-            ctrl::VIRTIO_NET_CTRL_NOTF_COAL,
-            command,
-            &coal(max_packets, max_usecs),
-        )
-    }
-
-    /// Interrupt moderation of virtqueue `vqn`.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn set_queue_coalesce(
-        &mut self,
-        vqn: u16,
-        max_packets: u32,
-        max_usecs: u32,
-    ) -> Result<(), CtrlError> {
-        let mut data = [vqn.to_le_bytes(), [0; 2]].concat();
-        data.extend(coal(max_packets, max_usecs));
-        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET;
-        self.send_command(ctrl::VIRTIO_NET_CTRL_NOTF_COAL, command, &data)
-    }
-
-    /// Interrupt moderation of virtqueue `vqn` as the device has it: packets and microseconds.
-    ///
-    /// # Errors
-    /// As [`Self::send_command`].
-    pub fn queue_coalesce(&mut self, vqn: u16) -> Result<(u32, u32), CtrlError> {
-        let mut reply = [0; 8];
-        let data = [vqn.to_le_bytes(), [0; 2]].concat();
-        let command = ctrl::VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET;
-        self.send_command_reply(ctrl::VIRTIO_NET_CTRL_NOTF_COAL, command, &data, &mut reply)?;
-        let reply = u64::from_le_bytes(reply);
-        Ok((reply as u32, (reply >> 32) as u32))
-    }
-}
-
-fn coal(max_packets: u32, max_usecs: u32) -> Vec<u8> {
-    [max_packets.to_le_bytes(), max_usecs.to_le_bytes()].concat()
 }

@@ -35,6 +35,20 @@ pub struct VirtioNetConfig {
     pub rss_max_indirection_table_length: Option<u16>,
     /// `VIRTIO_NET_RSS_HASH_TYPE_*`.
     pub supported_hash_types: Option<u32>,
+    /// `VIRTIO_NET_HASH_TUNNEL_TYPE_*`.
+    pub supported_tunnel_types: Option<u32>,
+}
+
+/// Bytes of the longest config space that this driver knows.
+const MAX_LEN: usize = 28;
+
+/// Whether both ends of a link send at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duplex {
+    /// One at a time.
+    Half,
+    /// Both.
+    Full,
 }
 
 impl VirtioNetConfig {
@@ -42,6 +56,7 @@ impl VirtioNetConfig {
     #[must_use]
     pub fn len(features: u64) -> usize {
         let fields = [
+            (f::HASH_TUNNEL, MAX_LEN),
             (f::RSS | f::HASH_REPORT, 24),
             (f::SPEED_DUPLEX, 17),
             (f::MTU, 12),
@@ -60,7 +75,7 @@ impl VirtioNetConfig {
     /// # Errors
     /// When the transport cannot, or config space never rests.
     pub fn read(transport: &mut impl Transport, features: u64) -> Result<Self, TransportError> {
-        let mut bytes = [0; 24];
+        let mut bytes = [0; MAX_LEN];
         let len = Self::len(features);
         if len == 0 {
             return Ok(Self::default());
@@ -78,7 +93,7 @@ impl VirtioNetConfig {
         ))
     }
 
-    fn parse(bytes: &[u8; 24], features: u64) -> Self {
+    fn parse(bytes: &[u8; MAX_LEN], features: u64) -> Self {
         let has = |bits| features & bits != 0;
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let long = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
@@ -93,7 +108,21 @@ impl VirtioNetConfig {
             rss_max_key_size: hash.then(|| bytes[17]),
             rss_max_indirection_table_length: rss.then(|| word(18)),
             supported_hash_types: hash.then(|| long(20)),
+            supported_tunnel_types: has(f::HASH_TUNNEL).then(|| long(24)),
         }
+    }
+
+    /// Speed in Mb/s and duplex of the link, each where the device knows and says what can be
+    /// (`virtnet_update_settings`).
+    #[must_use]
+    pub fn link_settings(&self) -> (Option<u32>, Option<Duplex>) {
+        let duplex = match self.duplex {
+            Some(0) => Some(Duplex::Half),
+            Some(1) => Some(Duplex::Full),
+            _ => None,
+        };
+        let possible = |speed: &u32| *speed <= i32::MAX as u32;
+        (self.speed.filter(possible), duplex)
     }
 
     /// Whether the link is up; without a status it always is.
@@ -117,11 +146,11 @@ mod tests {
 
     #[test]
     fn fields_stand_where_the_standard_has_them() {
-        let mut bytes = [0; 24];
+        let mut bytes = [0; MAX_LEN];
         for (at, byte) in (0..).zip(&mut bytes) {
             *byte = at;
         }
-        let all = f::MAC | f::STATUS | f::MQ | f::MTU | f::SPEED_DUPLEX | f::RSS;
+        let all = f::MAC | f::STATUS | f::MQ | f::MTU | f::SPEED_DUPLEX | f::RSS | f::HASH_TUNNEL;
         let config = VirtioNetConfig::parse(&bytes, all);
         assert_eq!(config.mac, Some([0, 1, 2, 3, 4, 5]));
         assert_eq!(config.status, Some(0x0706));
@@ -132,12 +161,33 @@ mod tests {
         assert_eq!(config.rss_max_key_size, Some(17));
         assert_eq!(config.rss_max_indirection_table_length, Some(0x1312));
         assert_eq!(config.supported_hash_types, Some(0x1716_1514));
-        assert_eq!(VirtioNetConfig::len(all), 24);
+        assert_eq!(config.supported_tunnel_types, Some(0x1b1a_1918));
+        assert_eq!(VirtioNetConfig::len(all), 28);
+        assert_eq!(VirtioNetConfig::len(all & !f::HASH_TUNNEL), 24);
         assert_eq!(VirtioNetConfig::len(f::STATUS | f::MAC), 8);
         assert_eq!(
             VirtioNetConfig::parse(&bytes, 0),
             VirtioNetConfig::default()
         );
         assert!(VirtioNetConfig::default().link_up());
+    }
+
+    #[test]
+    fn speed_and_duplex_may_be_unknown() {
+        let cases = [
+            (1000, 1, (Some(1000), Some(Duplex::Full))),
+            (10, 0, (Some(10), Some(Duplex::Half))),
+            (u32::MAX, 0xff, (None, None)),
+            (0x8000_0000, 2, (None, None)),
+        ];
+        for (speed, duplex, settings) in cases {
+            let config = VirtioNetConfig {
+                speed: Some(speed),
+                duplex: Some(duplex),
+                ..VirtioNetConfig::default()
+            };
+            assert_eq!(config.link_settings(), settings);
+        }
+        assert_eq!(VirtioNetConfig::default().link_settings(), (None, None));
     }
 }

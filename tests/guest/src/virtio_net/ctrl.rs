@@ -68,6 +68,17 @@ pub const VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET: u8 = 2;
 /// Of one queue.
 pub const VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET: u8 = 3;
 
+/// Class: encapsulated packets.
+pub const VIRTIO_NET_CTRL_HASH_TUNNEL: u8 = 7;
+/// Tunnels whose inner headers are hashed.
+pub const VIRTIO_NET_CTRL_HASH_TUNNEL_SET: u8 = 0;
+/// Class: what the device counts.
+pub const VIRTIO_NET_CTRL_STATS: u8 = 8;
+/// Which types of statistics there are.
+pub const VIRTIO_NET_CTRL_STATS_QUERY: u8 = 0;
+/// Statistics of queues.
+pub const VIRTIO_NET_CTRL_STATS_GET: u8 = 1;
+
 /// Why a command has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CtrlError {
@@ -83,12 +94,21 @@ pub enum CtrlError {
     /// All slots hold commands that the device never answered.
     #[error("control queue full of unanswered commands")]
     Full,
+    /// The device's reply has fewer bytes than the command calls for.
+    #[error("reply of {0} bytes, which is too short")]
+    ShortReply(usize),
     /// More data or reply than a slot holds.
     #[error("command of {0} bytes")]
     TooLong(usize),
     /// The ring is broken.
     #[error("{0}")]
     Broken(#[from] RingFault),
+    /// What it takes was not negotiated (`EOPNOTSUPP`); nothing was sent.
+    #[error("{0} was not negotiated")]
+    NotNegotiated(&'static str),
+    /// No device could do that (`EINVAL`); nothing was sent.
+    #[error("impossible {0}")]
+    Invalid(&'static str),
 }
 
 /// Commands that may wait for an answer at once.
@@ -120,7 +140,16 @@ enum Slot {
     Free,
     Waiting,
     Abandoned,
-    Acked(u8),
+    Acked(Answer),
+}
+
+/// What the device made of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// [`VIRTIO_NET_OK`] or another.
+    pub ack: u8,
+    /// Bytes of reply that the device wrote behind it.
+    pub len: usize,
 }
 
 impl ControlQueue {
@@ -192,20 +221,20 @@ impl ControlQueue {
         Ok(Ticket(slot as u32))
     }
 
-    /// The device's ack, once it is there, with the reply copied to `reply`.
+    /// The device's answer, once it is there, with what of the reply it wrote copied to `reply`.
     ///
     /// # Errors
     /// When the ring is broken.
-    pub fn poll(&mut self, ticket: Ticket, reply: &mut [u8]) -> Result<Option<u8>, CtrlError> {
+    pub fn poll(&mut self, ticket: Ticket, reply: &mut [u8]) -> Result<Option<Answer>, CtrlError> {
         self.collect()?;
         let slot = ticket.0 as usize;
-        let Slot::Acked(ack) = self.state[slot] else {
+        let Slot::Acked(Answer { ack, len }) = self.state[slot] else {
             return Ok(None);
         };
         self.state[slot] = Slot::Free;
-        let len = reply.len().min(ACK - REPLY);
+        let len = len.min(reply.len()).min(ACK - REPLY);
         self.pool.read(slot * SLOT_LEN + REPLY, &mut reply[..len]);
-        Ok(Some(ack))
+        Ok(Some(Answer { ack, len }))
     }
 
     /// Waits for an answer no longer.
@@ -226,7 +255,9 @@ impl ControlQueue {
             self.state[slot] = if abandoned {
                 Slot::Free
             } else {
-                Slot::Acked(ack)
+                // The ack is the first byte of what was written.
+                let len = (used.len as usize).saturating_sub(1);
+                Slot::Acked(Answer { ack, len })
             };
         }
         Ok(())

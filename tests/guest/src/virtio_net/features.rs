@@ -48,6 +48,8 @@ pub const MQ: u64 = 1 << 22;
 pub const CTRL_MAC_ADDR: u64 = 1 << 23;
 /// Device statistics over the control queue.
 pub const DEVICE_STATS: u64 = 1 << 50;
+/// Device hashes the inner headers of tunnels.
+pub const HASH_TUNNEL: u64 = 1 << 51;
 /// Notification coalescing for each queue.
 pub const VQ_NOTF_COAL: u64 = 1 << 52;
 /// Notification coalescing.
@@ -131,6 +133,8 @@ pub const SUPPORTED: u64 = CSUM
     | GUEST_ANNOUNCE
     | MQ
     | CTRL_MAC_ADDR
+    | DEVICE_STATS
+    | HASH_TUNNEL
     | VQ_NOTF_COAL
     | NOTF_COAL
     | GUEST_USO4
@@ -142,7 +146,8 @@ pub const SUPPORTED: u64 = CSUM
     | SPEED_DUPLEX
     | INDIRECT_DESC
     | EVENT_IDX
-    | VERSION_1;
+    | VERSION_1
+    | RING_RESET;
 
 /// Each feature needs at least one of the others (virtio 1.3, 5.1.3.1).
 const NEEDS: &[(u64, u64)] = &[
@@ -166,9 +171,11 @@ const NEEDS: &[(u64, u64)] = &[
             | VQ_NOTF_COAL
             | HASH_REPORT
             | RSS
+            | HASH_TUNNEL
             | DEVICE_STATS,
         CTRL_VQ,
     ),
+    (HASH_TUNNEL, RSS | HASH_REPORT),
 ];
 
 /// `features` without those whose conditions are not met.
@@ -194,7 +201,8 @@ mod tests {
         let left = without_unmet(all & !GUEST_CSUM);
         assert_eq!(left & (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4), 0);
         assert_ne!(left & HOST_TSO4, 0);
-        assert_eq!(without_unmet(MQ | RSS | CTRL_RX), 0);
+        assert_eq!(without_unmet(MQ | RSS | CTRL_RX | HASH_TUNNEL), 0);
+        assert_eq!(without_unmet(CTRL_VQ | HASH_TUNNEL), CTRL_VQ);
         assert_eq!(without_unmet(HOST_ECN | CSUM), CSUM);
     }
 }

@@ -5,6 +5,7 @@
 //! the frame.
 
 use super::features as f;
+use super::hash_input as h;
 
 /// `csum_start` and `csum_offset` say where a checksum is missing.
 pub const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
@@ -46,10 +47,21 @@ pub struct VirtioNetHdr {
     pub csum_offset: u16,
     /// Buffers that the frame is in; only in frames received.
     pub num_buffers: u16,
-    /// With HASH_REPORT.
+    /// With HASH_REPORT: the hash of a frame received.
     pub hash_value: u32,
-    /// With HASH_REPORT.
+    /// With HASH_REPORT: `VIRTIO_NET_HASH_REPORT_*` of a frame received.
     pub hash_report: u16,
+}
+
+/// What a reported hash is made of (`enum pkt_hash_types`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PktHashType {
+    /// Nobody knows: there is none, or of a type that is not known.
+    None,
+    /// Addresses.
+    L3,
+    /// Addresses and ports.
+    L4,
 }
 
 /// Why a header is no good ("bad gso" in Linux).
@@ -172,6 +184,23 @@ impl VirtioNetHdr {
         }
     }
 
+    /// What the reported hash is made of.
+    #[must_use]
+    pub fn hash_type(&self) -> PktHashType {
+        match self.hash_report {
+            h::VIRTIO_NET_HASH_REPORT_TCPV4
+            | h::VIRTIO_NET_HASH_REPORT_UDPV4
+            | h::VIRTIO_NET_HASH_REPORT_TCPV6
+            | h::VIRTIO_NET_HASH_REPORT_UDPV6
+            | h::VIRTIO_NET_HASH_REPORT_TCPV6_EX
+            | h::VIRTIO_NET_HASH_REPORT_UDPV6_EX => PktHashType::L4,
+            h::VIRTIO_NET_HASH_REPORT_IPV4
+            | h::VIRTIO_NET_HASH_REPORT_IPV6
+            | h::VIRTIO_NET_HASH_REPORT_IPV6_EX => PktHashType::L3,
+            _ => PktHashType::None,
+        }
+    }
+
     /// Checks a header that came with a frame of `len` bytes.
     ///
     /// # Errors
@@ -241,6 +270,19 @@ mod tests {
             (0, 0, 0)
         );
         assert_eq!(hdr.to_bytes()[..4], [1, 4, 2, 1]);
+    }
+
+    #[test]
+    fn hashes_are_of_addresses_or_ports() {
+        use PktHashType::{L3, L4, None};
+        let types: Vec<_> = (0..11)
+            .map(|hash_report| VirtioNetHdr {
+                hash_report,
+                ..VirtioNetHdr::default()
+            })
+            .map(|hdr| hdr.hash_type())
+            .collect();
+        assert_eq!(types, [None, L3, L4, L4, L3, L4, L4, L3, L4, L4, None]);
     }
 
     #[test]

@@ -11,24 +11,43 @@
 //! | `rx`, `tx` | the two halves of a queue pair |
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
-//! | `stats` | counters |
+//! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
+//! | `ringparam` | rings of another size |
+//! | `coalesce`, `dim` | interrupt moderation, and its tuner |
+//! | `device_stats` | what the device counts |
+//! | `hash_tunnel` | what tunnels' packets are hashed by |
+//! | `hash_input`, `toeplitz` | what a device hashes of a frame, and how |
+//! | `stats` | what the driver counts |
 
+mod channels;
+pub mod coalesce;
 pub mod commands;
 pub mod config;
 pub mod ctrl;
+pub mod device_stats;
+pub mod dim;
 pub mod features;
+pub mod hash_input;
+pub mod hash_tunnel;
 pub mod header;
 mod napi;
+pub mod ringparam;
+pub mod rss;
 pub mod rx;
+pub mod rxfh_fields;
 pub mod stats;
+pub mod toeplitz;
 pub mod tx;
 
 use std::time::Duration;
 
+use coalesce::Coalesce;
 use config::VirtioNetConfig;
 use ctrl::{ControlQueue, CtrlError};
+use device_stats::StatsError;
 use features as f;
 use header::VirtioNetHdr;
+use rss::{Rss, VIRTIO_NET_RSS_MAX_KEY_SIZE};
 use rx::{ETH_DATA_LEN, ReceiveQueue, RxFrame};
 use stats::{RxStats, TxStats};
 use tx::{LayoutError, SendQueue, TxLayout, XmitError};
@@ -41,7 +60,6 @@ use crate::transport::{QueueConfig, Transport, TransportError};
 /// Bounds of virtio 1.3, 5.1.4: queue pairs, MTU, RSS key and table.
 const MAX_PAIRS: u16 = 0x8000;
 const MIN_MTU: u16 = 68;
-const MIN_RSS_KEY: u8 = 40;
 const MIN_RSS_TABLE: u16 = 128;
 
 /// Why a device was not taken.
@@ -57,17 +75,20 @@ pub enum ProbeError {
     #[error("probe: {0}")]
     Layout(#[from] LayoutError),
     /// A first control command failed.
-    #[error("probe: queue pairs: {0}")]
+    #[error("probe: control queue: {0}")]
     Control(#[from] CtrlError),
+    /// The device does not say which statistics it has.
+    #[error("probe: {0}")]
+    Stats(#[from] StatsError),
     /// The device says it has that many queue pairs.
     #[error("device claims {0} queue pairs (1 to {MAX_PAIRS} are possible)")]
     MaxPairs(u16),
     /// The device says its MTU is that.
     #[error("device claims an MTU of {0} (at least {MIN_MTU})")]
     Mtu(u16),
-    /// The device says its RSS key or table may be no longer than that.
+    /// The device says its RSS key or table may be no longer than that, or its key longer than any.
     #[error(
-        "device claims an RSS key of {key} and a table of {table} (at least {MIN_RSS_KEY} and {MIN_RSS_TABLE})"
+        "device claims an RSS key of {key} (only {VIRTIO_NET_RSS_MAX_KEY_SIZE} is possible) and a table of {table} (at least {MIN_RSS_TABLE})"
     )]
     Rss {
         /// `rss_max_key_size`.
@@ -84,8 +105,10 @@ pub struct ProbeOptions {
     pub features: u64,
     /// Take `features` as they are, offered or not, sensible or not.
     pub exact: bool,
-    /// Queue pairs to set up, at most what the device has, and to use.
+    /// Queue pairs to set up, at most what the device has.
     pub queue_pairs: u16,
+    /// CPUs of the guest: of the pairs set up, no more than these are used at first.
+    pub cpus: u16,
     /// Entries of receive and transmit rings.
     pub queue_size: u16,
     /// Entries of indirect tables.
@@ -98,6 +121,8 @@ pub struct ProbeOptions {
     pub tx_layout: TxLayout,
     /// How long a control command may take.
     pub ctrl_timeout: Duration,
+    /// Toeplitz key to begin with; a random one where there is none.
+    pub rss_key: Option<[u8; VIRTIO_NET_RSS_MAX_KEY_SIZE]>,
 }
 
 impl Default for ProbeOptions {
@@ -106,12 +131,27 @@ impl Default for ProbeOptions {
             features: f::SUPPORTED,
             exact: false,
             queue_pairs: 1,
+            cpus: u16::MAX,
             queue_size: 256,
             indirect: 32,
             rx_buf_len: None,
             tx_buf_len: None,
             tx_layout: TxLayout::Single,
             ctrl_timeout: Duration::from_secs(2),
+            rss_key: None,
+        }
+    }
+}
+
+impl ProbeOptions {
+    /// As Linux does on a machine with `cpus` CPUs: all queue pairs of the device are set up, and one for
+    /// each CPU is used, until [`VirtnetInfo::set_channels`].
+    #[must_use]
+    pub fn for_cpus(cpus: u16) -> Self {
+        Self {
+            queue_pairs: u16::MAX,
+            cpus,
+            ..Self::default()
         }
     }
 }
@@ -132,6 +172,10 @@ pub struct VirtnetInfo<T: Transport> {
     /// Config space as last read.
     pub config: VirtioNetConfig,
     features: u64,
+    ring: SplitQueueOptions,
+    rss: Rss,
+    coalesce: Coalesce,
+    device_stats_cap: u64,
     max_queue_pairs: u16,
     curr_queue_pairs: u16,
     ctrl_timeout: Duration,
@@ -155,6 +199,7 @@ impl<T: Transport> VirtnetInfo<T> {
         let config = VirtioNetConfig::read(&mut transport, features)?;
         let max_queue_pairs = check_config(&config)?;
         let pairs = options.queue_pairs.clamp(1, max_queue_pairs);
+        let used = pairs.min(options.cpus.max(1));
         let mut this = Self {
             transport,
             rq: Vec::new(),
@@ -162,19 +207,28 @@ impl<T: Transport> VirtnetInfo<T> {
             cvq: None,
             config,
             features,
+            ring: ring_options(features, options),
+            rss: Rss::new(features, &config, used, options.rss_key),
+            coalesce: Coalesce::default(),
+            device_stats_cap: 0,
             max_queue_pairs,
-            curr_queue_pairs: 1,
+            curr_queue_pairs: used,
             ctrl_timeout: options.ctrl_timeout,
             config_changed: false,
         };
         this.find_vqs(pairs, options)?;
         this.transport.driver_ok()?;
-        for rq in &mut this.rq {
-            rq.try_fill_recv();
-            rq.kick(&this.transport);
-        }
+        this.refill();
+        this.commit_default_rss()?;
         if features & f::MQ != 0 && features & f::CTRL_VQ != 0 {
-            this.set_queues(pairs)?;
+            this.set_queues(used)?;
+        }
+        if features & (f::MAC | f::CTRL_MAC_ADDR) == f::CTRL_MAC_ADDR {
+            // It has none: it is told ours.
+            this.set_mac_address(this.mac())?;
+        }
+        if features & f::DEVICE_STATS != 0 {
+            this.device_stats_cap = this.stats_query()?;
         }
         Ok(this)
     }
@@ -182,23 +236,13 @@ impl<T: Transport> VirtnetInfo<T> {
     fn find_vqs(&mut self, pairs: u16, options: &ProbeOptions) -> Result<(), ProbeError> {
         let memory = self.transport.memory().clone();
         let (features, size) = (self.features, options.queue_size);
-        let mtu = self.config.mtu.unwrap_or(ETH_DATA_LEN);
-        let ring = SplitQueueOptions {
-            event_idx: features & f::EVENT_IDX != 0,
-            indirect: if features & f::INDIRECT_DESC != 0 {
-                options.indirect
-            } else {
-                0
-            },
-        };
+        let (mtu, ring) = (self.mtu(), self.ring);
         for pair in 0..pairs {
             let (rx, tx) = (2 * pair, 2 * pair + 1);
             let (rx_len, tx_len) = (options.rx_buf_len, options.tx_buf_len);
             let rq = ReceiveQueue::new(&memory, rx, size, features, ring, mtu, rx_len)?;
             let mut sq = SendQueue::new(&memory, tx, size, features, ring, mtu, tx_len)?;
             sq.set_layout(options.tx_layout.clone())?;
-            // Completions are taken when frames are sent; who wants interrupts asks for them.
-            sq.vq.disable_cb();
             self.transport.setup_queue(&queue_config(rx, &rq.vq))?;
             self.transport.setup_queue(&queue_config(tx, &sq.vq))?;
             self.rq.push(rq);
@@ -212,6 +256,11 @@ impl<T: Transport> VirtnetInfo<T> {
             self.cvq = Some(cvq);
         }
         Ok(())
+    }
+
+    /// The longest packet that goes into a buffer.
+    fn mtu(&self) -> u16 {
+        self.config.mtu.unwrap_or(ETH_DATA_LEN)
     }
 
     /// Features in force.
@@ -340,13 +389,13 @@ impl<T: Transport> VirtnetInfo<T> {
     }
 
     /// Takes what wakes a waiter and is no interrupt of a queue for packets; config space that changed
-    /// is read.
+    /// is read. Whether it was.
     ///
     /// # Errors
     /// When the transport cannot.
-    pub(crate) fn take_other_events(&mut self) -> Result<(), TransportError> {
+    pub(crate) fn take_other_events(&mut self) -> Result<bool, TransportError> {
         self.take_control_events();
-        self.handle_config_change().map(drop)
+        self.handle_config_change()
     }
 
     /// Interrupts of the control queue, of which nobody waits for one that came, and errors of rings, which
@@ -395,6 +444,18 @@ impl<T: Transport> VirtnetInfo<T> {
     }
 }
 
+/// What rings are made of under `features`.
+fn ring_options(features: u64, options: &ProbeOptions) -> SplitQueueOptions {
+    SplitQueueOptions {
+        event_idx: features & f::EVENT_IDX != 0,
+        indirect: if features & f::INDIRECT_DESC != 0 {
+            options.indirect
+        } else {
+            0
+        },
+    }
+}
+
 /// Where a queue is, for a transport. It goes on after the last used buffer that was taken; where
 /// [`Transport::stop_queue`] returned another index, put that into `next`.
 #[must_use]
@@ -415,11 +476,13 @@ fn check_config(config: &VirtioNetConfig) -> Result<u16, ProbeError> {
     if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
         return Err(ProbeError::Mtu(mtu));
     }
-    let key = config.rss_max_key_size.unwrap_or(MIN_RSS_KEY);
+    // The standard wants at least so much, and Linux refuses more.
+    let key_size = VIRTIO_NET_RSS_MAX_KEY_SIZE as u8;
+    let key = config.rss_max_key_size.unwrap_or(key_size);
     let table = config
         .rss_max_indirection_table_length
         .unwrap_or(MIN_RSS_TABLE);
-    if key < MIN_RSS_KEY || table < MIN_RSS_TABLE {
+    if key != key_size || table < MIN_RSS_TABLE {
         return Err(ProbeError::Rss { key, table });
     }
     Ok(pairs)

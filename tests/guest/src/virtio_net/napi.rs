@@ -10,8 +10,10 @@
 //! Virtqueues are called by number: even ones receive, odd ones send, and so do their NAPIs.
 
 use super::VirtnetInfo;
+use super::ctrl::CtrlError;
+use super::features as f;
 use super::header::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    PktHashType, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_UDP, VirtioNetHdr,
 };
 use super::rx::{RxFrame, RxMode, Taken};
@@ -19,6 +21,7 @@ use crate::memory::PAGE_SIZE;
 use crate::net::eth::eth_type_trans;
 use crate::net::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb, SkbCache, skb_truesize};
 use crate::net::stats::TxDrop;
+use crate::net::xps::stripe;
 use crate::net::{Kernel, Machine};
 use crate::ring::split::SplitQueue;
 use crate::transport::Transport;
@@ -41,12 +44,22 @@ fn truesize(rx: (RxMode, usize), len: usize, buffers: usize) -> usize {
 
 /// Makes an skb of a received frame (`receive_mergeable`, `receive_small`): the one copy.
 #[inline(always)] // on the way of each packet; called once
-fn receive_buf(cache: &mut SkbCache, rx: (RxMode, usize), frame: RxFrame<'_>) -> Skb {
+fn receive_buf(cache: &mut SkbCache, rx: (RxMode, usize), rxhash: bool, frame: RxFrame<'_>) -> Skb {
     let truesize = truesize(rx, frame.len(), frame.buffers());
     let mut skb = cache.alloc_charged(NET_SKB_PAD, frame.len(), truesize);
     frame.copy_to(skb.put(frame.len()));
+    if rxhash {
+        virtio_skb_set_hash(&mut skb, &frame.hdr);
+    }
     virtio_net_hdr_to_skb(&mut skb, &frame.hdr);
     skb
+}
+
+/// Keeps the hash that the device reported; one of an unknown type is kept as that of addresses is.
+#[inline]
+fn virtio_skb_set_hash(skb: &mut SkBuff, hdr: &VirtioNetHdr) {
+    skb.hash = hdr.hash_value;
+    skb.l4_hash = hdr.hash_type() == PktHashType::L4;
 }
 
 /// Tells an skb what the device knows of its checksum and segments. The driver has checked the header.
@@ -103,15 +116,52 @@ impl<T: Transport> VirtnetInfo<T> {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Opens the device: NAPI is switched on. What was used before would never interrupt, so each
-    /// queue is polled once (`virtnet_napi_enable`).
+    /// Opens the device: NAPI is switched on.
     pub(crate) fn virtnet_open(&mut self) {
         for vq in 0..self.napi.len() {
-            self.cpu = self.napi[vq].cpu;
-            self.virtqueue_napi_schedule(vq);
-            self.local_bh_enable();
+            self.virtnet_napi_enable(vq);
         }
-        self.cpu = 0;
+    }
+
+    /// A queue is polled from now on. What was used before would never interrupt, so it is polled once.
+    pub(super) fn virtnet_napi_enable(&mut self, vq: usize) {
+        let cpu = std::mem::replace(&mut self.cpu, self.napi[vq].cpu);
+        self.virtqueue_napi_schedule(vq);
+        self.local_bh_enable();
+        self.cpu = cpu;
+    }
+
+    /// Gives each queue pair in use CPUs of its own, as far as there are any: the first of them is
+    /// interrupted, all of them send there. Those out of use stay where they are.
+    pub(crate) fn virtnet_set_affinity(&mut self) {
+        let cpus = self.softnet.len();
+        let masks = stripe(cpus, usize::from(self.dev.curr_queue_pairs()));
+        for (napi, mask) in self.napi.chunks_mut(2).zip(&masks) {
+            napi.iter_mut().for_each(|napi| napi.cpu = mask[0]);
+        }
+        self.xps.set(cpus, &masks);
+    }
+
+    /// Config space was read: the driver announces itself where the device asks for it. One that then
+    /// refuses the acknowledgement asks again.
+    pub(crate) fn virtnet_config_changed_work(&mut self) {
+        if self.dev.features() & f::GUEST_ANNOUNCE == 0 || !self.dev.config.announce() {
+            return;
+        }
+        self.netdev_notify_peers();
+        if let Err(error) = self.dev.ack_link_announce() {
+            log::warn!("failed to ack link announce: {error}");
+        }
+    }
+
+    /// Changes the interface's hardware address (`ip link set DEV address`, `virtnet_set_mac_address`).
+    ///
+    /// # Errors
+    /// As [`VirtnetInfo::set_mac_address`]; then the old one stays.
+    pub fn dev_set_mac_address(&mut self, mac: [u8; 6]) -> Result<(), CtrlError> {
+        self.dev.set_mac_address(mac)?;
+        self.dev_addr = mac;
+        Ok(())
     }
 
     /// A hard interrupt of a virtqueue.
@@ -129,6 +179,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     fn skb_recv_done(&mut self, vq: usize) {
+        let calls = &mut self.dev.rq[vq / 2].dim.calls;
+        *calls = calls.wrapping_add(1);
         self.virtqueue_napi_schedule(vq);
     }
 
@@ -144,18 +196,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// Ends a poll with interrupts on, and looks once more at what came before they were.
-    fn virtqueue_napi_complete(&mut self, vq: usize) {
+    /// Ends a poll with interrupts on, and looks once more at what came before they were; whether
+    /// that was nothing.
+    fn virtqueue_napi_complete(&mut self, vq: usize) -> bool {
         let opaque = self.dev.vq(vq).enable_cb_prepare();
         if self.napi_complete_done(vq) {
             self.napi[vq].stats.completes += 1;
-            if self.dev.vq(vq).poll(opaque) {
-                self.napi[vq].stats.repolls += 1;
-                self.virtqueue_napi_schedule(vq);
+            if !self.dev.vq(vq).poll(opaque) {
+                return true;
             }
+            self.napi[vq].stats.repolls += 1;
+            self.virtqueue_napi_schedule(vq);
         } else {
             self.dev.vq(vq).disable_cb();
         }
+        false
     }
 
     /// The receive poll; how many frames it took, at most `budget`.
@@ -165,8 +220,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.dev.rq[pair].vq.disable_cb();
         self.virtnet_poll_cleantx(pair);
         let received = self.virtnet_receive(pair, budget);
-        if received < budget {
-            self.virtqueue_napi_complete(vq);
+        self.dev.rq[pair].dim.packets_in_napi += received;
+        if received < budget && self.virtqueue_napi_complete(vq) && self.dev.rq[pair].dim.enabled {
+            self.virtnet_rx_dim_update(pair);
         }
         received
     }
@@ -186,9 +242,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     fn virtnet_receive(&mut self, pair: usize, budget: usize) -> usize {
         let mut received = 0;
         let rx = (self.dev.rq[pair].mode(), self.dev.rq[pair].buf_len());
+        let rxhash = self.dev.rss().reports();
         while received < budget {
             let cache = &mut self.skb_cache;
-            let taken = self.dev.rq[pair].receive_one(|frame| receive_buf(cache, rx, frame));
+            let taken =
+                self.dev.rq[pair].receive_one(|frame| receive_buf(cache, rx, rxhash, frame));
             let skb = match self.note_fault(taken) {
                 Some(Taken::Frame(skb)) => Some(skb),
                 Some(Taken::Bad) => None,
@@ -227,7 +285,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Skbs that the device has sent end here.
     #[inline]
-    fn free_old_xmit(&mut self, pair: usize) {
+    pub(super) fn free_old_xmit(&mut self, pair: usize) {
         loop {
             let sent = self.dev.sq[pair].get_sent();
             let Some(Some(slot)) = self.note_fault(sent) else {

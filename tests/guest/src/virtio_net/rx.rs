@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use super::coalesce::{IntrCoal, RxDim};
 use super::features as f;
 use super::header::{MAX_HDR_LEN, VirtioNetHdr};
 use super::stats::RxStats;
@@ -145,6 +146,8 @@ pub struct ReceiveQueue {
     pub vq: SplitQueue,
     /// Counters.
     pub stats: RxStats,
+    pub(super) intr_coal: IntrCoal,
+    pub(super) dim: RxDim,
     index: u16,
     features: u64,
     mode: RxMode,
@@ -188,6 +191,8 @@ impl ReceiveQueue {
         Ok(Self {
             vq: SplitQueue::new(memory, size, options)?,
             stats: RxStats::default(),
+            intr_coal: IntrCoal::default(),
+            dim: RxDim::default(),
             index,
             features,
             mode,
@@ -217,6 +222,12 @@ impl ReceiveQueue {
     #[must_use]
     pub fn buf_len(&self) -> usize {
         self.buf_len
+    }
+
+    /// Takes the place of `old`, whose ring has another size.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        (self.stats, self.intr_coal) = (old.stats, old.intr_coal);
+        self.dim = old.dim.clone();
     }
 
     /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.

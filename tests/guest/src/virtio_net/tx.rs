@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::coalesce::{Coalesce, IntrCoal};
 use super::header::VirtioNetHdr;
 use super::rx::{MAX_GSO_LEN, good_packet_len};
 use super::stats::TxStats;
@@ -73,6 +74,7 @@ pub struct SendQueue {
     pub vq: SplitQueue,
     /// Counters.
     pub stats: TxStats,
+    pub(super) intr_coal: IntrCoal,
     layout: TxLayout,
     index: u16,
     /// Entries of an indirect table.
@@ -110,9 +112,13 @@ impl SendQueue {
                 good_packet_len(mtu)
             };
         let stride = buf_len.unwrap_or(usual).max(hdr_len).next_multiple_of(64);
+        let mut vq = SplitQueue::new(memory, size, options)?;
+        // Completions are taken when frames are sent; who wants interrupts asks for them.
+        vq.disable_cb();
         Ok(Self {
-            vq: SplitQueue::new(memory, size, options)?,
+            vq,
             stats: TxStats::default(),
+            intr_coal: Coalesce::default().tx,
             layout: TxLayout::default(),
             index,
             indirect: usize::from(options.indirect),
@@ -128,6 +134,23 @@ impl SendQueue {
     #[must_use]
     pub fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Length of a buffer, virtio header included.
+    #[must_use]
+    pub fn buf_len(&self) -> usize {
+        self.stride
+    }
+
+    /// Takes the place of `old`, whose ring has another size.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        (self.stats, self.intr_coal) = (old.stats, old.intr_coal);
+    }
+
+    /// How frames are laid into descriptors.
+    #[must_use]
+    pub fn layout(&self) -> &TxLayout {
+        &self.layout
     }
 
     /// Puts a frame into the ring (`start_xmit`). Not kicked yet.

@@ -24,7 +24,7 @@ pub struct InProcess {
     pub memory: Arc<GuestMemory>,
     pub offered: u64,
     pub chosen: u64,
-    pub config: [u8; 24],
+    pub config: [u8; 28],
     /// Config reads during which config space changes.
     pub torn_reads: u32,
     pub generation: u32,
@@ -32,20 +32,29 @@ pub struct InProcess {
     /// What the control queue answers; `None`: nothing, ever.
     pub ctrl_answer: Option<u8>,
     pub ctrl_index: u16,
+    /// Commands that are refused: class and number.
+    pub refused: Vec<(u8, u8)>,
+    /// What follows the ack of a command that has an answer: made of class, number and data.
+    pub reply: fn(u8, u8, &[u8]) -> Vec<u8>,
     /// Commands seen: class, command, data.
     pub commands: std::cell::RefCell<Vec<(u8, u8, Vec<u8>)>>,
+    /// Queues that are not stopped, or not taken back.
+    pub no_stop: Vec<u16>,
+    pub no_setup: Vec<u16>,
     ctrl_next: Cell<u16>,
 }
 
 impl InProcess {
     pub fn new(offered: u64) -> Self {
-        let mut config = [0; 24];
+        let mut config = [0; 28];
         config[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
         config[6] = 1;
         config[8] = 2;
         config[10..12].copy_from_slice(&1500u16.to_le_bytes());
         config[17] = 40;
         config[18] = 128;
+        config[24] = 0xff;
+        config[20..22].copy_from_slice(&0x1ffu16.to_le_bytes());
         Self {
             memory: GuestMemory::new(32 << 20).unwrap(),
             offered,
@@ -56,7 +65,11 @@ impl InProcess {
             queues: Vec::new(),
             ctrl_answer: Some(0),
             ctrl_index: 4,
+            refused: Vec::new(),
+            reply: |_, _, _| Vec::new(),
             commands: Vec::new().into(),
+            no_stop: Vec::new(),
+            no_setup: Vec::new(),
             ctrl_next: Cell::new(0),
         }
     }
@@ -106,25 +119,35 @@ impl InProcess {
         while self.ctrl_next.get() != queue.raw.avail_idx() {
             let head = queue.raw.avail_entry(self.ctrl_next.get());
             self.ctrl_next.set(self.ctrl_next.get().wrapping_add(1));
+            // A kick, please, for the next one.
+            queue.raw.set_avail_event(self.ctrl_next.get());
             let chain = chain(&self.memory, &queue.raw, head);
-            let (mut bytes, mut last) = (Vec::new(), 0);
-            for desc in &chain {
-                if desc.flags & 2 == 0 {
-                    let mut piece = vec![0; desc.len as usize];
-                    self.memory.read(desc.addr, &mut piece).unwrap();
-                    bytes.extend(piece);
-                }
-                last = desc.addr;
+            let mut bytes = Vec::new();
+            for desc in chain.iter().filter(|desc| desc.flags & 2 == 0) {
+                let mut piece = vec![0; desc.len as usize];
+                self.memory.read(desc.addr, &mut piece).unwrap();
+                bytes.extend(piece);
             }
-            self.commands
-                .borrow_mut()
-                .push((bytes[0], bytes[1], bytes[2..].to_vec()));
-            let Some(answer) = self.ctrl_answer else {
+            let (class, command, data) = (bytes[0], bytes[1], &bytes[2..]);
+            let seen = (class, command, data.to_vec());
+            self.commands.borrow_mut().push(seen);
+            let Some(mut answer) = self.ctrl_answer else {
                 continue;
             };
-            self.memory.write(last, &[answer]).unwrap();
+            let mut rest = (self.reply)(class, command, data);
+            if self.refused.contains(&(class, command)) {
+                (answer, rest) = (1, Vec::new());
+            }
+            rest.insert(0, answer);
+            let (mut rest, len) = (&rest[..], rest.len());
+            for desc in chain.iter().filter(|desc| desc.flags & 2 != 0) {
+                let here = rest.len().min(desc.len as usize);
+                self.memory.write(desc.addr, &rest[..here]).unwrap();
+                rest = &rest[here..];
+            }
             let at = queue.raw.used_idx();
-            queue.raw.set_used_elem(at, head.into(), 1);
+            let len = (len - rest.len()) as u32;
+            queue.raw.set_used_elem(at, head.into(), len);
             queue.raw.set_used_idx(at.wrapping_add(1));
         }
     }
@@ -187,6 +210,9 @@ impl Transport for InProcess {
     }
 
     fn setup_queue(&mut self, queue: &QueueConfig) -> Result<(), TransportError> {
+        if self.no_setup.contains(&queue.index) {
+            return Err(TransportError::refused("a queue", "no"));
+        }
         let index = usize::from(queue.index);
         if self.queues.len() <= index {
             self.queues.resize_with(index + 1, || None);
@@ -212,7 +238,11 @@ impl Transport for InProcess {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
-        Ok(self.queue(index).next)
+        if self.no_stop.contains(&index) {
+            return Err(TransportError::refused("to stop a queue", "no"));
+        }
+        let queue = self.queues[usize::from(index)].take();
+        Ok(queue.map_or(0, |queue| queue.next))
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {

@@ -18,9 +18,14 @@ pub fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 pub fn udp_to(mac: [u8; 6], ip: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(PEER_MAC, mac)
-        .ipv4(PEER, ip, 64)
-        .udp(9000, port);
+    udp_between(9000, (mac, ip, port), payload)
+}
+
+/// A datagram from that port of the peer.
+pub fn udp_between(from: u16, to: ([u8; 6], [u8; 4], u16), payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(PEER_MAC, to.0)
+        .ipv4(PEER, to.1, 64)
+        .udp(from, to.2);
     let mut frame = Vec::new();
     builder.write(&mut frame, payload).unwrap();
     frame

@@ -16,6 +16,8 @@ use nic_guest::ring::raw::RawRing;
 use nic_guest::transport::{QueueConfig, Transport, TransportError};
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::{MAX_HDR_LEN, VirtioNetHdr};
+use nic_guest::virtio_net::rss::RssConfig;
+use nic_guest::virtio_net::toeplitz::VERIFICATION_KEY;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 
 use super::in_process::chain;
@@ -41,6 +43,8 @@ struct Arrival {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     pub at: u64,
+    /// Queue pair whose ring it was in.
+    pub pair: u16,
     pub hdr: VirtioNetHdr,
     pub frame: Vec<u8>,
 }
@@ -69,6 +73,15 @@ pub struct World {
     answer: RefCell<Option<Vec<u8>>>,
     /// Costs that were spent, in order.
     pub spent: RefCell<Vec<u64>>,
+    /// Control commands seen: class, command, data.
+    pub commands: RefCell<Vec<(u8, u8, Vec<u8>)>>,
+    /// Control commands are refused.
+    pub refuse: Cell<bool>,
+    /// The status in config space.
+    status: Cell<u16>,
+    config_changed: Cell<bool>,
+    /// What RSS_CONFIG or HASH_CONFIG said last.
+    rss: RefCell<RssConfig>,
 }
 
 pub type Guest = Kernel<Nic, Rc<World>>;
@@ -78,7 +91,8 @@ pub struct Nic(pub Rc<World>);
 
 impl World {
     pub fn new(offered: u64, pairs: u16) -> Rc<Self> {
-        let cells = || (0..2 * pairs).map(|_| Cell::new(0)).collect();
+        // One for the control queue.
+        let cells = || (0..=2 * pairs).map(|_| Cell::new(0)).collect();
         Rc::new(Self {
             memory: GuestMemory::new(32 << 20).unwrap(),
             offered,
@@ -95,6 +109,11 @@ impl World {
             stubborn: Cell::new(false),
             answer: RefCell::default(),
             spent: RefCell::default(),
+            commands: RefCell::default(),
+            refuse: Cell::new(false),
+            status: Cell::new(1),
+            config_changed: Cell::new(false),
+            rss: RefCell::default(),
         })
     }
 
@@ -118,6 +137,23 @@ impl World {
     /// Has a frame arrive now.
     pub fn receive(&self, frame: &[u8]) {
         self.schedule(self.now.get(), frame);
+    }
+
+    /// Asks the driver to announce itself.
+    pub fn ask_for_announcement(&self) {
+        self.status.set(3);
+        self.config_changed.set(true);
+    }
+
+    /// Has a frame arrive now where the driver's hash settings lead it, with its hash; the queue pair.
+    pub fn receive_steered(&self, frame: &[u8]) -> u16 {
+        let steered = self.rss.borrow().steer(frame);
+        let mut hdr = VirtioNetHdr::default();
+        if self.features.get() & f::HASH_REPORT != 0 {
+            (hdr.hash_value, hdr.hash_report) = (steered.hash_value, steered.hash_report);
+        }
+        self.schedule_with(self.now.get(), 2 * steered.pair, hdr, frame);
+        steered.pair
     }
 
     /// Moves the clock on; what was scheduled arrives.
@@ -215,6 +251,7 @@ impl World {
             hdr[..hdr_len].copy_from_slice(&bytes[..hdr_len]);
             self.sent.borrow_mut().push(Sent {
                 at: self.now.get(),
+                pair,
                 hdr: VirtioNetHdr::from_bytes(&hdr, features),
                 frame: bytes.split_off(hdr_len),
             });
@@ -267,7 +304,9 @@ impl Transport for Nic {
     fn read_config(&mut self, offset: u32, buf: &mut [u8]) -> Result<(), TransportError> {
         let mut config = [0; 24];
         config[..6].copy_from_slice(&MAC);
+        config[6..8].copy_from_slice(&self.0.status.get().to_le_bytes());
         config[8] = self.0.pairs as u8;
+        (config[17], config[18], config[20]) = (40, 128, 0x3f);
         let at = offset as usize;
         buf.copy_from_slice(&config[at..at + buf.len()]);
         Ok(())
@@ -295,8 +334,8 @@ impl Transport for Nic {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
-        let queues = self.0.queues.borrow();
-        Ok(queues[usize::from(index)].as_ref().unwrap().next)
+        let mut queues = self.0.queues.borrow_mut();
+        Ok(queues[usize::from(index)].take().unwrap().next)
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
@@ -314,7 +353,18 @@ impl Transport for Nic {
         self.0.interrupts[usize::from(index)].take()
     }
 
-    fn vmm_control(&mut self, _class: u8, _command: u8, _data: &[u8]) -> Option<u8> {
+    fn vmm_control(&mut self, class: u8, command: u8, data: &[u8]) -> Option<u8> {
+        let seen = (class, command, data.to_vec());
+        self.0.commands.borrow_mut().push(seen);
+        if self.0.refuse.get() {
+            return Some(1);
+        }
+        if class == 3 {
+            self.0.status.set(1);
+        }
+        if class == 4 && command > 0 {
+            self.0.rss.replace(rss_config(command, data));
+        }
         Some(0)
     }
 
@@ -323,7 +373,30 @@ impl Transport for Nic {
     }
 
     fn wait(&self, _timeout: Duration) -> bool {
-        self.0.interrupts.iter().any(|cell| cell.get() > 0)
+        self.0.config_changed.get() || self.0.interrupts.iter().any(|cell| cell.get() > 0)
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        self.0.config_changed.take()
+    }
+}
+
+/// Reads RSS_CONFIG (command 1) or HASH_CONFIG (2).
+fn rss_config(command: u8, data: &[u8]) -> RssConfig {
+    let word = |at: usize| u16::from_le_bytes([data[at], data[at + 1]]);
+    let len = if command == 1 {
+        usize::from(word(4)) + 1
+    } else {
+        0
+    };
+    let rest = 8 + 2 * len;
+    let key_len = if command == 1 { rest + 2 } else { 12 };
+    RssConfig {
+        hash_types: u32::from(word(0)) | u32::from(word(2)) << 16,
+        unclassified_queue: if command == 1 { word(6) } else { 0 },
+        indirection_table: (0..len).map(|at| word(8 + 2 * at)).collect(),
+        max_tx_vq: if command == 1 { word(rest) } else { 0 },
+        key: data[key_len + 1..][..usize::from(data[key_len])].to_vec(),
     }
 }
 
@@ -333,6 +406,8 @@ pub struct Setup {
     pub features: u64,
     pub pairs: u16,
     pub queue_size: u16,
+    /// The device refuses all commands at probe.
+    pub refuse: bool,
     pub config: KernelConfig,
 }
 
@@ -342,6 +417,7 @@ impl Default for Setup {
             features: FEATURES,
             pairs: 1,
             queue_size: 256,
+            refuse: false,
             config: KernelConfig::default(),
         }
     }
@@ -355,10 +431,12 @@ impl Setup {
             0
         };
         let world = World::new(self.features | many, self.pairs);
+        world.refuse.set(self.refuse);
         let options = ProbeOptions {
             queue_pairs: self.pairs,
             queue_size: self.queue_size,
             tx_buf_len: Some(2048),
+            rss_key: Some(VERIFICATION_KEY),
             ..ProbeOptions::default()
         };
         let dev = VirtnetInfo::probe(Nic(Rc::clone(&world)), &options).unwrap();

@@ -3,10 +3,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod announce;
+mod dim;
 mod frames;
+mod hash;
 mod icmp;
 mod napi;
 mod neighbours;
+mod queues;
 mod transmit;
 mod udp;
 
