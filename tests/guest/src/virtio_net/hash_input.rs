@@ -394,4 +394,27 @@ mod tests {
         assert_eq!(hash(VIRTIO_NET_RSS_HASH_TYPE_TCPV4), Some(0x51cc_c178));
         assert_eq!(hash(VIRTIO_NET_RSS_HASH_TYPE_IPV4), Some(0x323e_8fc2));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_hashed_by_whole_fields(
+            protocol in proptest::sample::select(vec![ETH_P_IP, ETH_P_IPV6, ETH_P_8021Q]),
+            version in proptest::sample::select(vec![0x45, 0x4f, 0x60, 0x00]),
+            next in proptest::sample::select(vec![0, 6, 17, 43, 44, 51, 60]),
+            mut packet in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        ) {
+            if packet.len() > 10 {
+                (packet[0], packet[6], packet[9]) = (version, next, next);
+            }
+            if let Some(input) = HashInput::of(&ethernet(protocol, &packet), ALL) {
+                let len = match input.report {
+                    VIRTIO_NET_HASH_REPORT_IPV4 => 8,
+                    VIRTIO_NET_HASH_REPORT_TCPV4 | VIRTIO_NET_HASH_REPORT_UDPV4 => 12,
+                    VIRTIO_NET_HASH_REPORT_IPV6 | VIRTIO_NET_HASH_REPORT_IPV6_EX => 32,
+                    _ => 36,
+                };
+                assert_eq!(input.bytes.len(), len);
+            }
+        }
+    }
 }

@@ -157,6 +157,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 self.free_unused_bufs(pair, tx);
                 let started = self.dev.tx_start(pair, new);
                 self.netif_tx_wake_queue(pair);
+                self.local_bh_enable();
                 self.virtnet_napi_enable(2 * pair + 1);
                 started?;
             }

@@ -201,11 +201,13 @@ fn what_is_in_a_ring_that_is_reset_is_dropped_and_what_waits_is_sent() {
     let (mut kernel, world) = resizable();
     let fd = udp_socket(&mut kernel, PORT);
     world.hold.set(true);
+    kernel.sched_setaffinity(1).unwrap();
     for n in 0..30 {
         kernel.sendto(fd, &[n], Some(peer(9))).unwrap();
     }
-    assert_eq!(kernel.stats().tx_queues[0].stop, 1);
+    assert_eq!(kernel.stats().tx_queues[1].stop, 1);
     world.hold.set(false);
+    kernel.sched_setaffinity(0).unwrap();
     kernel.set_ringparam(16, 64).unwrap();
     settle(&mut kernel);
     let sent = world.take_sent();

@@ -308,4 +308,21 @@ mod tests {
         assert_eq!(parse(&basic, &asked), missing(0b10));
         assert_eq!(parse(&[], &asked), missing(0b11));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_reply_is_read_or_refused(
+            at in 0..96usize,
+            byte in proptest::num::u8::ANY,
+            len in 0..=96usize,
+        ) {
+            let mut reply = [group(0, 0, 6), group(1, 0, 4)].concat();
+            reply[at] = byte;
+            reply.truncate(len);
+            if let Ok(stats) = parse(&reply, &[(0, 0b11)]) {
+                assert_eq!(len, 96);
+                assert!(stats[0].rx_basic.is_some() && stats[0].rx_csum.is_some());
+            }
+        }
+    }
 }
