@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nic_device::features::Features;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
-use nic_guest::virtio_net::commands::RssConfig;
 use nic_guest::virtio_net::header::VirtioNetHdr;
+use nic_guest::virtio_net::rss::RssConfig;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f};
 
 use crate::support::{TestNic, wait_until};
