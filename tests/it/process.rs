@@ -191,6 +191,7 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         &[][..],
         &["serve"],
         &["stats"],
+        &["announce"],
         &["link", "--control", "x", "sideways"],
         &["dance"],
     ] {
@@ -277,6 +278,7 @@ fn help_lists_every_option() {
         ),
         (&["stats"], &["--control", "--json", "--all"]),
         (&["link"], &["--control", "--json", "up", "down"]),
+        (&["announce"], &["--control", "--json", "GUEST_ANNOUNCE"]),
     ] {
         let end = run(&[command, &["--help"]].concat());
         assert_eq!((end.code, end.err.as_str()), (Some(0), ""), "{command:?}");
