@@ -75,6 +75,43 @@ fn the_guest_hears_of_each_change_and_of_nothing_else() {
 }
 
 #[test]
+fn a_guest_is_asked_to_announce_itself_until_it_says_that_it_does() {
+    let nic = TestNic::new("loopback");
+    let mut guest = nic.guest(&ProbeOptions::default());
+    assert!(!guest.config.announce());
+    assert_eq!(
+        (guest.config.speed, guest.config.duplex),
+        (Some(10_000), Some(1))
+    );
+    for again in [false, true] {
+        if again {
+            set_link(&nic, false);
+            hear(&mut guest);
+            assert_eq!(guest.config.duplex, Some(0xff));
+            set_link(&nic, true);
+        } else {
+            assert!(nic.server().announce().expect("the NIC runs"));
+        }
+        assert!(hear(&mut guest) && guest.config.announce());
+        guest.ack_link_announce().expect("an answer");
+        guest.read_config().expect("a configuration space");
+        assert!(guest.link_up() && !guest.config.announce());
+    }
+    // Nobody is there any more, or nobody who can.
+    drop(guest);
+    wait_until("the end of the connection", || {
+        nic.status().nic.features.is_empty()
+    });
+    assert!(!nic.server().announce().expect("the NIC runs"));
+    let guest = nic.guest(&ProbeOptions {
+        features: f::SUPPORTED & !f::GUEST_ANNOUNCE,
+        ..ProbeOptions::default()
+    });
+    assert!(!nic.server().announce().expect("the NIC runs"));
+    drop(guest);
+}
+
+#[test]
 fn without_a_link_frames_are_completed_and_counted() {
     let nic = TestNic::new("loopback");
     let mut guest = nic.guest(&ProbeOptions::default());

@@ -1,5 +1,6 @@
 //! The NIC and the guest over a real socket, and in virtual time.
 
+mod statistics;
 mod support;
 
 mod captures;

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use nic_backend::control::{Request, ask};
 use nic_guest::memory::GuestMemory;
+use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
+use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 use nix::sys::signal::Signal;
@@ -191,6 +193,7 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         &[][..],
         &["serve"],
         &["stats"],
+        &["announce"],
         &["link", "--control", "x", "sideways"],
         &["dance"],
     ] {
@@ -277,6 +280,7 @@ fn help_lists_every_option() {
         ),
         (&["stats"], &["--control", "--json", "--all"]),
         (&["link"], &["--control", "--json", "up", "down"]),
+        (&["announce"], &["--control", "--json", "GUEST_ANNOUNCE"]),
     ] {
         let end = run(&[command, &["--help"]].concat());
         assert_eq!((end.code, end.err.as_str()), (Some(0), ""), "{command:?}");
@@ -292,16 +296,28 @@ fn help_lists_every_option() {
 
 #[test]
 fn a_profile_decides_what_is_offered() {
-    for (args, control) in [
-        (&[][..], true),
-        (&["--profile", "qemu"], true),
-        (&["--profile", "virtio-user"], false),
-        (&["--disable", "ctrl_vq"], false),
-        (&["--disable", "MRG_RXBUF", "--disable", "CTRL_RX"], true),
+    for (args, control, ring_reset) in [
+        (&[][..], true, false),
+        (&["--profile", "qemu"], true, true),
+        (
+            &["--profile", "qemu", "--disable", "ring_reset"],
+            true,
+            false,
+        ),
+        (&["--profile", "virtio-user"], false, false),
+        (&["--disable", "ctrl_vq"], false, false),
+        (
+            &["--disable", "MRG_RXBUF", "--disable", "CTRL_RX"],
+            true,
+            false,
+        ),
     ] {
         let nic = Serving::start(args);
         let guest = guest(&nic.socket());
         assert_eq!(guest.cvq.is_some(), control, "{args:?}");
+        let mut transport = guest.remove().expect("a reset");
+        let offered = transport.device_features().expect("an answer");
+        assert_eq!(offered & f::RING_RESET != 0, ring_reset, "{args:?}");
     }
     let nic = Serving::start(&["--poll", "--wire", "loopback", "--trace-protocol"]);
     let mut guest = guest(&nic.socket());

@@ -50,6 +50,32 @@ fn the_link_is_shown_and_changed_from_outside() {
 }
 
 #[test]
+fn a_guest_is_asked_to_announce_itself_from_outside() {
+    let nic = Serving::start(&["--wire", "loopback"]);
+    let control = nic.control();
+    let announce = |args: &[&str]| {
+        let control = control.to_str().expect("a name");
+        run(&[&["announce", "--control", control], args].concat())
+    };
+    let end = announce(&[]);
+    assert_eq!(end.code, Some(1));
+    assert_one_line("announce", &end.err, &["GUEST_ANNOUNCE"]);
+    let mut guest = guest(&nic.socket());
+    for (args, out) in [
+        (&[][..], "the guest is asked to announce itself\n"),
+        (&["--json"], "{\n  \"asked\": true\n}\n"),
+    ] {
+        let end = announce(args);
+        assert_eq!((end.code, end.out.as_str()), (Some(0), out), "{}", end.err);
+        wait_until("the request", || {
+            guest.handle_config_change().expect("a configuration space")
+        });
+        assert!(guest.config.announce());
+        guest.ack_link_announce().expect("an answer");
+    }
+}
+
+#[test]
 fn stats_show_every_counter() {
     let nic = Serving::start(&["--wire", "sink"]);
     let mut guest = guest(&nic.socket());
