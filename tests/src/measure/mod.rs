@@ -15,6 +15,7 @@ use nic_guest::net::stats::KernelStats;
 use nic_guest::net::{CpuCost, DEVICE_FEATURES};
 use nic_guest::virtio_net::ProbeOptions;
 use nic_guest::virtio_net::rx::GOOD_PACKET_LEN;
+use nic_guest::virtio_net::toeplitz::VERIFICATION_KEY;
 use nic_model::filter::MacAddress;
 use nic_model::moderation::ModerationCounters;
 use nic_model::phy::{LINE_OVERHEAD, Speed};
@@ -159,6 +160,7 @@ impl Experiment {
 pub(crate) fn probe_options() -> ProbeOptions {
     ProbeOptions {
         features: DEVICE_FEATURES,
+        rss_key: Some(VERIFICATION_KEY),
         ..ProbeOptions::default()
     }
 }
