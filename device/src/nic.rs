@@ -157,7 +157,7 @@ impl Nic {
         can
     }
 
-    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, moderation. Counters
+    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, VLANs, moderation. Counters
     /// and the link stay.
     pub fn reset(&mut self) {
         self.rings().reset();

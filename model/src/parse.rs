@@ -4,6 +4,8 @@
 //! Ethernet II with any number of VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 with its extension headers
 //! (RFC 8200, 4), TCP and UDP. Nothing is dropped: a frame that makes no sense has a shorter summary.
 
+use crate::frame::ETHERNET_HEADER;
+
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -45,6 +47,15 @@ pub struct Summary {
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+impl Summary {
+    /// Whether there is a tag before the network header.
+    #[must_use]
+    #[inline]
+    pub fn is_tagged(&self) -> bool {
+        usize::from(self.network_offset) != ETHERNET_HEADER
+    }
+}
+
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
@@ -212,6 +223,7 @@ mod tests {
         assert_eq!(summary.transport, Transport::Udp);
         assert_eq!((summary.network_offset, summary.transport_offset), (22, 42));
         assert_eq!(summary.end as usize, bytes.len());
+        assert!(summary.is_tagged() && !summarise(&bytes[8..]).is_tagged());
     }
 
     #[test]
