@@ -134,7 +134,7 @@ impl Nic {
         self.rings().set_features(acked)
     }
 
-    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, moderation. Counters
+    /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, receive modes, address, VLANs, steering, moderation. Counters
     /// and the link stay.
     pub fn reset(&mut self) {
         self.rings().reset();

@@ -39,7 +39,7 @@ pub(crate) fn deliver(
         let outcome = deliver_one(queue, features, frame).inspect_err(|_| queue.ring.rewind(start));
         match outcome? {
             Outcome::Delivered => {
-                queue.counters.received(frame.len(), frame.checksum);
+                queue.counters.received(frame);
             }
             Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
             Outcome::NoBuffers => break,

@@ -1,7 +1,7 @@
 //! A network interface card, modelled block by block as hardware.
 //!
 //! ```text
-//! receive   wire -> PHY -> MAC -> filter -> VLAN -> parse -> checksum -> FIFO -> Host -> moderation -> interrupt
+//! receive   wire -> PHY -> MAC -> filter -> parse -> VLAN -> checksum -> FIFO -> Host -> moderation -> interrupt
 //! transmit  Host -> checksum -> MAC -> PHY -> wire;  moderation -> interrupt
 //! ```
 //!

@@ -7,6 +7,8 @@
 //! The addresses of Mobile IPv6 (RFC 6275) have hardly a frame to be in, so a summary has no place for them: whoever
 //! wants them has the extension headers walked again, by [`mobile_addresses`].
 
+use crate::frame::ETHERNET_HEADER;
+
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -57,6 +59,15 @@ impl Summary {
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+impl Summary {
+    /// Whether there is a tag before the network header.
+    #[must_use]
+    #[inline]
+    pub fn is_tagged(&self) -> bool {
+        usize::from(self.network_offset) != ETHERNET_HEADER
+    }
+}
+
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
@@ -285,6 +296,7 @@ mod tests {
         assert_eq!(summary.transport, Transport::Udp);
         assert_eq!((summary.network_offset, summary.transport_offset), (22, 42));
         assert_eq!(summary.end as usize, bytes.len());
+        assert!(summary.is_tagged() && !summarise(&bytes[8..]).is_tagged());
     }
 
     #[test]

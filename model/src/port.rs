@@ -239,16 +239,15 @@ impl Port {
         self.counters.rx_octets += octets as u64;
         self.mac.accept(frame)?;
         let bytes = frame.bytes();
-        let destination = self.filter.admit(bytes)?;
-        if !self.filter.promiscuous {
-            self.vlan.admit(bytes)?;
-        }
-        match destination {
+        match self.filter.admit(bytes)? {
             Destination::Unicast => self.counters.rx_unicast += 1,
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
         }
         let summary = parse::summarise(bytes);
+        if summary.is_tagged() && !self.filter.promiscuous {
+            self.vlan.admit(bytes)?;
+        }
         if frame.checksum == Checksum::Unknown {
             match checksum::verify(bytes, &summary) {
                 Verdict::Good => {
@@ -308,9 +307,9 @@ impl Port {
             let queue = (self.first_tx + turn) % queues;
             let before = self.counters.sent();
             let fetched = fetch(self, QueueIndex(queue as u16));
-            self.lines[queue].count_sent(before, self.counters.sent());
             more |= fetched == BURST;
             if fetched > 0 {
+                self.lines[queue].count_sent(before, self.counters.sent());
                 worked = true;
                 next = queue + 1;
             }

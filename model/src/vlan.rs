@@ -92,7 +92,6 @@ impl VlanFilter {
     ///
     /// # Errors
     /// [`Drop::RxVlanFiltered`] if it is not.
-    #[inline]
     pub fn admit(&self, frame: &[u8]) -> Result<(), Drop> {
         if !self.active {
             return Ok(());

@@ -145,7 +145,7 @@ fn received(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         line.rx_overflows,
     ];
     let csum = vec![
-        virtqueue.checksum_valid,
+        virtqueue.checksum_valid(),
         virtqueue.checksum_partial,
         virtqueue.checksum_none,
         virtqueue.checksum_bad,
