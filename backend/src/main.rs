@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::info;
 use nic_backend::clock::Clock;
@@ -246,6 +247,15 @@ impl MutEventSubscriber for Signals {
 }
 
 fn serve(options: &Serve) -> anyhow::Result<()> {
+    if options.workers > options.queues {
+        let (workers, queues) = (options.workers, options.queues);
+        Options::command()
+            .error(
+                ErrorKind::ValueValidation,
+                format!("--workers {workers} needs --queues {workers} or more: a worker serves whole queue pairs, and there are {queues}"),
+            )
+            .exit();
+    }
     // Before any thread starts, so that all inherit the mask and only the event loop hears of them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;

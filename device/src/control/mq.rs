@@ -107,3 +107,6 @@ impl<'a> Data<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
