@@ -296,6 +296,13 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
         1500 => String::new(),
         mtu => format!(",host_mtu={mtu}"),
     };
+    let (netdev, device) = match options.queues {
+        1 => (String::new(), String::new()),
+        queues => (
+            format!(",queues={queues}"),
+            format!(",mq=on,vectors={}", 2 * queues + 2),
+        ),
+    };
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -304,7 +311,7 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
 QEMU:
   -object memory-backend-memfd,id=mem,size=512M,share=on -machine memory-backend=mem -m 512M
   -chardev socket,id=nic,path={socket},reconnect-ms=500
-  -netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}
+  -netdev vhost-user,id=net,chardev=nic{netdev} -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}{device}
 
 User-mode Linux:
   virtio_uml.device={socket}:1
@@ -362,7 +369,11 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
             }
         }
         Value::Array(values) => {
-            let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
+            let text = |value: &Value| match value {
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            let values: Vec<_> = values.iter().map(text).collect();
             if !values.is_empty() {
                 lines.push((name.to_owned(), values.join(" ")));
             }
