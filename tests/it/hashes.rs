@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use nic_device::features::Features;
 use nic_guest::transport::vhost_user::VhostUser;
+use nic_guest::virtio_net::hash_tunnel::VIRTIO_NET_HASH_TUNNEL_TYPE_VXLAN;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::rss::RssConfig;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f};
@@ -162,6 +163,50 @@ fn hashes_are_reported_without_being_steered_by() {
         let expected = table.steer(frame);
         assert_eq!((value, report), (expected.hash_value, expected.hash_report));
         assert_eq!(pair, 0);
+    });
+    nic.assert_balanced();
+}
+
+/// `inner` in a VXLAN tunnel (RFC 7348), as long as the line takes it.
+fn in_vxlan(inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x08, 0, 0, 0, 0, 0, 42, 0];
+    payload.extend(inner);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [0x52, 0x54, 0, 0x12, 0x34, 0x56])
+        .ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64)
+        .udp(49_152, 4789)
+        .write(&mut frame, &payload)
+        .expect("a vector takes it");
+    frame
+}
+
+#[test]
+fn inside_tunnels_the_inner_headers_are_hashed_once_the_driver_says_so() {
+    let (nic, mut guest) = plugged(f::SUPPORTED);
+    let config = RssConfig {
+        hash_types: 0x1ff,
+        unclassified_queue: 0,
+        indirection_table: (0..128).map(|entry| entry % PAIRS).collect(),
+        max_tx_vq: PAIRS,
+        key: (0..40).collect(),
+    };
+    guest.set_rss(&config).expect("it does");
+    let mut runner = TestRunner::new(Config::default());
+    let inner: Vec<_> = (0..64)
+        .map(|_| frames().new_tree(&mut runner).expect("a frame").current())
+        .collect();
+    let tunnelled: Vec<_> = inner.iter().map(|frame| in_vxlan(frame)).collect();
+    let outer = config.steer(&tunnelled[0]);
+    echo(&mut guest, &tunnelled, |pair, _, value, _| {
+        assert_eq!((pair, value), (outer.pair, outer.hash_value), "one tunnel");
+    });
+    guest
+        .set_hash_tunnel(VIRTIO_NET_HASH_TUNNEL_TYPE_VXLAN)
+        .expect("it does");
+    echo(&mut guest, &tunnelled, |pair, frame, value, report| {
+        let expected = config.steer(&frame[14 + 20 + 8 + 8..]);
+        let told = (expected.pair, expected.hash_value, expected.hash_report);
+        assert_eq!((pair, value, report), told, "{frame:02x?}");
     });
     nic.assert_balanced();
 }
