@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::info;
 use nic_backend::clock::Clock;
@@ -246,6 +247,15 @@ impl MutEventSubscriber for Signals {
 }
 
 fn serve(options: &Serve) -> anyhow::Result<()> {
+    if options.workers > options.queues {
+        let (workers, queues) = (options.workers, options.queues);
+        Options::command()
+            .error(
+                ErrorKind::ValueValidation,
+                format!("--workers {workers} needs --queues {workers} or more: a worker serves whole queue pairs, and there are {queues}"),
+            )
+            .exit();
+    }
     // Before any thread starts, so that all inherit the mask and only the event loop hears of them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;
@@ -286,6 +296,13 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
         1500 => String::new(),
         mtu => format!(",host_mtu={mtu}"),
     };
+    let (netdev, device) = match options.queues {
+        1 => (String::new(), String::new()),
+        queues => (
+            format!(",queues={queues}"),
+            format!(",mq=on,vectors={}", 2 * queues + 2),
+        ),
+    };
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -294,7 +311,7 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
 QEMU:
   -object memory-backend-memfd,id=mem,size=512M,share=on -machine memory-backend=mem -m 512M
   -chardev socket,id=nic,path={socket},reconnect-ms=500
-  -netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}
+  -netdev vhost-user,id=net,chardev=nic{netdev} -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}{device}
 
 User-mode Linux:
   virtio_uml.device={socket}:1
@@ -352,7 +369,11 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
             }
         }
         Value::Array(values) => {
-            let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
+            let text = |value: &Value| match value {
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            let values: Vec<_> = values.iter().map(text).collect();
             if !values.is_empty() {
                 lines.push((name.to_owned(), values.join(" ")));
             }

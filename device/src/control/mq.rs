@@ -140,3 +140,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
