@@ -412,15 +412,16 @@ impl Lab {
     }
 
     fn interrupts_as_it_is_told(&mut self) {
+        const USECS: u64 = 1_000_000;
+        const FRAMES: u64 = 64;
         self.set("ethtool -X eth1 equal 1");
         let both = |stats: &Value| {
             let [usecs, frames] = ["usecs", "frames"].map(|name| rx(stats, "moderation", name));
             std::array::from_fn(|queue| (usecs[queue], frames[queue]))
         };
-        let mut interrupts = Vec::new();
-        for (usecs, frames) in [(0, 0), (1_000_000, 8)] {
+        for (usecs, frames) in [(0, 0), (USECS, FRAMES)] {
             let stats = self.set(&format!(
-                "ethtool -C eth1 rx-usecs {usecs} rx-frames {frames} || [ {frames} = 0 ]"
+                "ethtool -C eth1 rx-usecs {usecs} rx-frames {frames}"
             ));
             assert_eq!(both(&stats), [(usecs, frames); PAIRS], "{stats:#}");
             let shown = self.guest.run("ethtool -c eth1");
@@ -430,16 +431,14 @@ impl Lab {
             let [packets, ..] = burst.packets();
             let [met, ..] = burst.grown("moderation", "conditions_met");
             let [sent, ..] = burst.grown("queues", "interrupts_sent");
-            if frames > 0 {
-                assert!(met <= packets / frames, "{met} for {packets} packets");
-            }
-            assert!(sent <= met, "{sent} interrupts, {met} times due");
-            interrupts.push(sent);
+            // A guest that polls masks some.
+            println!("{packets} packets, {met} interrupts due, {sent} sent");
+            assert_eq!(met, packets / frames.max(1));
+            assert!((1..=met).contains(&sent), "{sent} interrupts, {met} due");
         }
-        assert!(interrupts[1] < interrupts[0], "{interrupts:?}");
 
         let stats = self.set("ethtool -Q eth1 queue_mask 0x2 --coalesce rx-usecs 50 rx-frames 4");
-        let mut expected = [(1_000_000, 8); PAIRS];
+        let mut expected = [(USECS, FRAMES); PAIRS];
         expected[1] = (50, 4);
         assert_eq!(both(&stats), expected, "{stats:#}");
         let shown = self
