@@ -160,6 +160,14 @@ impl Filter {
             return Err(Drop::RxFiltered);
         };
         let destination = MacAddress(*destination);
+        if destination == self.address && !destination.is_group() && !self.no_unicast {
+            return Ok(Destination::Unicast);
+        }
+        self.weigh(destination)
+    }
+
+    /// Weighs the rules for frames to `destination`.
+    fn weigh(&self, destination: MacAddress) -> Result<Destination, Drop> {
         let kind = if !destination.is_group() {
             Destination::Unicast
         } else if destination == MacAddress::BROADCAST {
