@@ -246,7 +246,7 @@ impl Port {
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
         }
-        let verifies = frame.checksum == Checksum::Unknown;
+        let verifies = matches!(frame.checksum, Checksum::Unknown);
         let findings = match parse::plain(bytes) {
             Some(summary) if self.hash_tunnel_types.is_empty() => Findings {
                 verdict: verdict(bytes, &summary, verifies),
