@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::info;
 use nic_backend::clock::Clock;
@@ -88,7 +89,7 @@ enum Switch {
 enum Profile {
     /// Everything: User-mode Linux, QEMU, crosvm, cloud-hypervisor
     Full,
-    /// For QEMU's virtio-net-pci, which can reset single queues (ethtool -G): RING_RESET too
+    /// For QEMU's virtio-net-pci: as full
     Qemu,
     /// For DPDK's virtio-user, which emulates the control queue itself
     VirtioUser,
@@ -133,6 +134,10 @@ struct Serve {
     /// A feature not to offer, by its name in the VIRTIO specification (MRG_RXBUF, EVENT_IDX, ...); repeatable
     #[arg(long, value_name = "FEATURE")]
     disable: Vec<Features>,
+    /// Offer RING_RESET, with which a guest resizes its rings (ethtool -G). Only for front-ends that pass on the reset of a single
+    /// queue: QEMU up to 11.1 does not, and the guest's network would stand still
+    #[arg(long)]
+    ring_reset: bool,
     /// When queues interrupt until the driver says otherwise: rx-usecs=N,rx-frames=N,tx-usecs=N,tx-frames=N
     ///
     /// A queue interrupts N frames or N microseconds after the first frame, whichever comes first. off: for each
@@ -172,9 +177,13 @@ fn table_length(text: &str) -> Result<u16, String> {
 impl Serve {
     fn features(&self) -> Features {
         let offered = match self.profile {
-            Profile::Full => Features::supported(self.queues),
-            Profile::Qemu => Features::supported(self.queues) | Features::RING_RESET,
+            Profile::Full | Profile::Qemu => Features::supported(self.queues),
             Profile::VirtioUser => Features::supported(self.queues).without(Features::CTRL_VQ),
+        };
+        let offered = if self.ring_reset {
+            offered | Features::RING_RESET
+        } else {
+            offered
         };
         self.disable
             .iter()
@@ -246,6 +255,15 @@ impl MutEventSubscriber for Signals {
 }
 
 fn serve(options: &Serve) -> anyhow::Result<()> {
+    if options.workers > options.queues {
+        let (workers, queues) = (options.workers, options.queues);
+        Options::command()
+            .error(
+                ErrorKind::ValueValidation,
+                format!("--workers {workers} needs --queues {workers} or more: a worker serves whole queue pairs, and there are {queues}"),
+            )
+            .exit();
+    }
     // Before any thread starts, so that all inherit the mask and only the event loop hears of them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;
@@ -286,6 +304,13 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
         1500 => String::new(),
         mtu => format!(",host_mtu={mtu}"),
     };
+    let (netdev, device) = match options.queues {
+        1 => (String::new(), String::new()),
+        queues => (
+            format!(",queues={queues}"),
+            format!(",mq=on,vectors={}", 2 * queues + 2),
+        ),
+    };
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -294,7 +319,7 @@ fn announce(options: &Serve) -> anyhow::Result<()> {
 QEMU:
   -object memory-backend-memfd,id=mem,size=512M,share=on -machine memory-backend=mem -m 512M
   -chardev socket,id=nic,path={socket},reconnect-ms=500
-  -netdev vhost-user,id=net,chardev=nic -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}
+  -netdev vhost-user,id=net,chardev=nic{netdev} -device virtio-net-pci,netdev=net,mac={mac}{host_mtu}{device}
 
 User-mode Linux:
   virtio_uml.device={socket}:1
@@ -352,7 +377,11 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
             }
         }
         Value::Array(values) => {
-            let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
+            let text = |value: &Value| match value {
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            let values: Vec<_> = values.iter().map(text).collect();
             if !values.is_empty() {
                 lines.push((name.to_owned(), values.join(" ")));
             }

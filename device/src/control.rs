@@ -280,7 +280,7 @@ mod tests {
         features: Features,
         command: &[u8],
     ) -> Result<Reply, Refusal> {
-        let mut device = VirtioNet::new(1, Features::supported(1));
+        let mut device = VirtioNet::new(port.queue_pairs(), Features::supported(1));
         device.set_features(features).unwrap();
         let mut pairs = Local {
             queues,
@@ -296,17 +296,25 @@ mod tests {
         super::execute(&mut context, command)
     }
 
+    /// The queues of `port`.
+    fn queues(port: &Port) -> Queues {
+        Queues::new(&PortConfig {
+            queue_pairs: port.queue_pairs(),
+            ..PortConfig::default()
+        })
+    }
+
     pub(super) fn execute(
         port: &mut Port,
         features: Features,
         command: &[u8],
     ) -> Result<Reply, Refusal> {
-        let mut queues = Queues::new(&PortConfig::default());
+        let mut queues = queues(port);
         execute_on(port, &mut queues, features, command)
     }
 
     pub(super) fn refused(port: &mut Port, features: Features, command: &[u8]) -> Refusal {
-        let mut queues = Queues::new(&PortConfig::default());
+        let mut queues = queues(port);
         let before = format!("{port:?} {:?}", queues.moderator);
         let refusal = execute_on(port, &mut queues, features, command).unwrap_err();
         let after = format!("{port:?} {:?}", queues.moderator);

@@ -7,6 +7,8 @@
 mod support;
 
 mod captures;
+mod ethtool;
+mod multi_queue;
 mod qemu;
 mod tap;
 mod uml;

@@ -243,6 +243,10 @@ impl Conversation {
 
     /// Waits for the job's end; fails unless it succeeded. Returns the lines since what was heard last.
     pub fn end(mut self) -> Vec<String> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Vec<String> {
         let rest: Vec<String> = self.lines.iter().collect();
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "{status}: {:#?}\n{rest:#?}", self.heard);
@@ -255,6 +259,87 @@ impl Drop for Conversation {
         // Where the test failed: the script ends its guest when it is asked to.
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let _ = self.child.wait();
+    }
+}
+
+/// A shell in a guest, to which commands are given one by one.
+pub struct Shell {
+    conversation: Conversation,
+    console: PathBuf,
+    jobs: u32,
+}
+
+impl Shell {
+    /// Boots a guest. `share` is the directory that it shares with us.
+    pub fn start(mut guest: Command, share: &Path) -> Self {
+        let console = share.join("console");
+        guest.arg("--console").arg(&console);
+        let job = "i=0
+            while say next$i; [ ! -e /share/end ]; do
+                status=0; sh -ec \". /share/job$i\" 2>&1 || status=$?
+                printf '\\nstatus %s\\n' $status
+                i=$((i + 1))
+            done";
+        let mut conversation = Conversation::start(guest, share, job);
+        conversation.hear("next0");
+        Shell {
+            conversation,
+            console,
+            jobs: 0,
+        }
+    }
+
+    fn execute(&mut self, command: &str) -> (String, String) {
+        let share = &self.conversation.share;
+        let job = share.join(format!("job{}", self.jobs));
+        fs::write(job, command).expect("the shared directory");
+        self.conversation.answer(&format!("next{}", self.jobs));
+        self.jobs += 1;
+        let mut lines = self.conversation.hear(&format!("next{}", self.jobs));
+        let last = lines.pop().expect("a status");
+        (last, lines.join("\n"))
+    }
+
+    /// Runs `command`, which has to succeed, and returns what it said.
+    pub fn run(&mut self, command: &str) -> String {
+        let (status, said) = self.execute(command);
+        assert_eq!(status, "status 0", "{command}\n{said}");
+        said
+    }
+
+    /// Runs `command`, which has to fail, and returns what it said.
+    pub fn fails(&mut self, command: &str) -> String {
+        let (status, said) = self.execute(command);
+        assert_ne!(status, "status 0", "{command}\n{said}");
+        said
+    }
+
+    /// Runs `command`, which says a number.
+    pub fn number(&mut self, command: &str) -> u64 {
+        let said = self.run(command);
+        let number = said.trim().parse();
+        number.unwrap_or_else(|_| panic!("no number: {command}\n{said}"))
+    }
+
+    /// Ends the guest.
+    pub fn end(mut self) {
+        self.conversation.answer("end");
+        self.conversation.answer(&format!("next{}", self.jobs));
+        self.conversation.finish();
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let console = fs::read(&self.console).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            let lines: Vec<_> = console.lines().rev().take(40).collect();
+            eprintln!("--- the guest's console ---");
+            for line in lines.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
     }
 }
 

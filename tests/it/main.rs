@@ -8,6 +8,7 @@ mod coalescing;
 mod control_queue;
 mod exchange;
 mod front_ends;
+mod hashes;
 mod hostile_messages;
 mod hostile_rings;
 mod link;

@@ -277,3 +277,38 @@ fn a_front_end_that_has_the_control_queue_uses_what_it_enables() {
         assert_eq!(status.queue_pairs, enabled);
     }
 }
+
+#[test]
+fn without_several_pairs_the_control_queue_is_the_third() {
+    for workers in [1, PAIRS] {
+        let features = f::SUPPORTED & !(f::MQ | f::RSS);
+        let (nic, mut guest) = plugged("loopback", workers, features);
+        nic.server().set_link(true).expect("it runs");
+        let control = guest.cvq.as_ref().expect("a control queue");
+        assert_eq!(control.index(), 2);
+        guest.set_promisc(true).expect("it does");
+        assert!(nic.status().nic.port.promiscuous);
+        let frame = datagram(1, 1);
+        let header = VirtioNetHdr::default();
+        guest.start_xmit(0, &frame, &header).expect("room");
+        guest.flush(0);
+        wait_until("the frame", || {
+            guest.poll(0, 1, |_| {}).expect("a sound ring") == 1
+        });
+        nic.assert_balanced();
+    }
+}
+
+#[test]
+fn whoever_never_sets_the_control_queue_up_receives_on_all_that_it_enables() {
+    let (nic, mut guest) = plugged("generator:flows=64,pps=50000", 2, AUTOMATIC);
+    // cloud-hypervisor accepts the control queue, and keeps it to itself.
+    let control = 2 * PAIRS;
+    guest.transport.stop_queue(control).expect("it stops");
+    nic.server().set_link(true).expect("it runs");
+    let mut flows = Flows::default();
+    wait_until("packets on all queues", || {
+        flows.poll(&mut guest);
+        flows.by_queue.iter().min() > Some(&50)
+    });
+}

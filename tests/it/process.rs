@@ -174,6 +174,10 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         ("--mtu", "10", "68..=9216"),
         ("--mtu", "many", "--mtu"),
         ("--queues", "0", "1"),
+        ("--queues", "32", "1..=31"),
+        ("--workers", "2", "--queues 2"),
+        ("--rss", "maybe", "off"),
+        ("--rss-table", "100", "power of two"),
         ("--disable", "TURBO", "MRG_RXBUF"),
         ("--disable", "VERSION_1", "MRG_RXBUF"),
         ("--profile", "half", "virtio-user"),
@@ -258,12 +262,17 @@ fn help_lists_every_option() {
             &[
                 "--socket",
                 "--queues",
+                "--workers",
+                "--rss",
+                "--rss-table",
+                "--coalesce",
                 "--mac",
                 "--mtu",
                 "--speed",
                 "--wire",
                 "--profile",
                 "--disable",
+                "--ring-reset",
                 "--poll",
                 "--link",
                 "--control",
@@ -295,15 +304,33 @@ fn help_lists_every_option() {
 }
 
 #[test]
+fn queues_workers_and_steering_are_as_they_are_asked_for() {
+    let nic = Serving::start(&["--queues", "4", "--workers", "2", "--rss", "on"]);
+    let expected = "-netdev vhost-user,id=net,chardev=nic,queues=4 -device virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,mq=on,vectors=10";
+    wait_until(expected, || nic.output().contains(expected));
+    let memory = GuestMemory::new(32 << 20).expect("guest memory");
+    let transport = VhostUser::connect(&nic.socket(), memory).expect("a connection");
+    let options = ProbeOptions {
+        queue_pairs: 3,
+        // The front-end has the control queue, as QEMU's has.
+        features: f::VERSION_1 | f::MQ | f::MRG_RXBUF,
+        exact: true,
+        ..ProbeOptions::default()
+    };
+    let _guest = VirtnetInfo::probe(transport, &options).expect("a device");
+    let stats = ask(&nic.control(), Request::Stats).expect("an answer");
+    assert_eq!(stats["port"]["rss"]["mode"], "table");
+    let table = stats["port"]["rss"]["table"].as_array().expect("entries");
+    assert_eq!(table[..5], [0, 1, 2, 0, 1]);
+}
+
+#[test]
 fn a_profile_decides_what_is_offered() {
     for (args, control, ring_reset) in [
         (&[][..], true, false),
-        (&["--profile", "qemu"], true, true),
-        (
-            &["--profile", "qemu", "--disable", "ring_reset"],
-            true,
-            false,
-        ),
+        (&["--profile", "qemu"], true, false),
+        (&["--ring-reset"], true, true),
+        (&["--ring-reset", "--disable", "ring_reset"], true, false),
         (&["--profile", "virtio-user"], false, false),
         (&["--disable", "ctrl_vq"], false, false),
         (

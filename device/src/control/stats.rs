@@ -86,6 +86,10 @@ fn get(context: &Context<'_>, data: &[u8]) -> Result<Reply, Refusal> {
     let (entries, []) = data.as_chunks::<ENTRY>() else {
         return Err(Refusal::Malformed);
     };
+    // Each may cost a question to another thread; nobody needs more than one a group.
+    if entries.len() > Group::ALL.len() * context.device.queues() {
+        return Err(Refusal::Malformed);
+    }
     let mut reply = Reply::new();
     for &[low, high, _, _, _, _, _, _, ref groups @ ..] in entries {
         let index = u16::from_le_bytes([low, high]);

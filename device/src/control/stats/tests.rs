@@ -107,6 +107,16 @@ fn one_bad_entry_refuses_the_whole_request() {
 }
 
 #[test]
+fn a_request_may_name_each_group_of_each_queue_and_no_more() {
+    let mut port = Port::new(&PortConfig::default());
+    let entries = [(0, RX_BASIC); 16];
+    let reply = execute(&mut port, BOTH, &request(&entries[..15])).unwrap();
+    assert_eq!(reply.len(), 15 * 56);
+    let refusal = refused(&mut port, BOTH, &request(&entries));
+    assert_eq!(refusal, Refusal::Malformed);
+}
+
+#[test]
 fn groups_need_their_feature() {
     let mut port = Port::new(&PortConfig::default());
     for (features, entry) in [
