@@ -89,7 +89,7 @@ enum Switch {
 enum Profile {
     /// Everything: User-mode Linux, QEMU, crosvm, cloud-hypervisor
     Full,
-    /// For QEMU's virtio-net-pci, which can reset single queues (ethtool -G): RING_RESET too
+    /// For QEMU's virtio-net-pci: as full
     Qemu,
     /// For DPDK's virtio-user, which emulates the control queue itself
     VirtioUser,
@@ -134,6 +134,10 @@ struct Serve {
     /// A feature not to offer, by its name in the VIRTIO specification (MRG_RXBUF, EVENT_IDX, ...); repeatable
     #[arg(long, value_name = "FEATURE")]
     disable: Vec<Features>,
+    /// Offer RING_RESET, with which a guest resizes its rings (ethtool -G). Only for front-ends that pass on the reset of a single
+    /// queue: QEMU up to 11.1 does not, and the guest's network would stand still
+    #[arg(long)]
+    ring_reset: bool,
     /// When queues interrupt until the driver says otherwise: rx-usecs=N,rx-frames=N,tx-usecs=N,tx-frames=N
     ///
     /// A queue interrupts N frames or N microseconds after the first frame, whichever comes first. off: for each
@@ -173,9 +177,13 @@ fn table_length(text: &str) -> Result<u16, String> {
 impl Serve {
     fn features(&self) -> Features {
         let offered = match self.profile {
-            Profile::Full => Features::supported(self.queues),
-            Profile::Qemu => Features::supported(self.queues) | Features::RING_RESET,
+            Profile::Full | Profile::Qemu => Features::supported(self.queues),
             Profile::VirtioUser => Features::supported(self.queues).without(Features::CTRL_VQ),
+        };
+        let offered = if self.ring_reset {
+            offered | Features::RING_RESET
+        } else {
+            offered
         };
         self.disable
             .iter()

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
 
+use crate::header::{LEGACY_HEADER, MAX_HEADER, USUAL_HEADER};
+
 /// The bit of HASH_TUNNEL (VIRTIO 1.4, 5.1.3).
 const VIRTIO_NET_F_HASH_TUNNEL: u32 = 51;
 
@@ -82,11 +84,11 @@ impl Features {
     #[must_use]
     pub fn header_len(self) -> usize {
         if self.contains(Features::HASH_REPORT) {
-            20
+            MAX_HEADER
         } else if self.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
-            12
+            USUAL_HEADER
         } else {
-            10
+            LEGACY_HEADER
         }
     }
 

@@ -14,6 +14,8 @@ use crate::features::Features;
 pub const MAX_HEADER: usize = size_of::<NetHeader>();
 /// Most drivers' header: without HASH_REPORT.
 pub const USUAL_HEADER: usize = 12;
+/// The header of a legacy driver without MRG_RXBUF.
+pub const LEGACY_HEADER: usize = 10;
 
 /// The header's fields (`struct virtio_net_hdr_v1_hash`). Without HASH_REPORT it ends with `num_buffers`, for a legacy
 /// driver without MRG_RXBUF before that.
@@ -47,7 +49,8 @@ impl NetHeader {
     #[must_use]
     #[inline]
     pub fn received(frame: &Frame, num_buffers: u16, features: Features) -> Self {
-        let valid = frame.checksum == Checksum::Valid && features.contains(Features::GUEST_CSUM);
+        let valid =
+            matches!(frame.checksum, Checksum::Valid) && features.contains(Features::GUEST_CSUM);
         NetHeader {
             flags: if valid {
                 VIRTIO_NET_HDR_F_DATA_VALID as u8

@@ -5,6 +5,7 @@
 //! ever makes a reference into it: octets are copied in and out, and what was copied is what is checked.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -125,6 +126,41 @@ impl fmt::Display for GuestMemory {
 struct Segment {
     host: NonNull<u8>,
     len: usize,
+}
+
+/// A place in guest memory that is written from its beginning on, while the lender of the memory keeps it mapped.
+#[derive(Debug)]
+pub struct Place<'a> {
+    segment: Segment,
+    memory: PhantomData<&'a GuestMemory>,
+}
+
+impl<'a> Place<'a> {
+    /// The `len` octets at guest address `addr` of `memory`, if they lie in one mapping.
+    #[must_use]
+    #[inline]
+    pub fn new(memory: &'a GuestMemory, addr: u64, len: u32) -> Option<Self> {
+        let host = memory.find(addr, len.into())?;
+        let len = len as usize;
+        Some(Place {
+            segment: Segment { host, len },
+            memory: PhantomData,
+        })
+    }
+
+    /// Copies `bytes` to where it has got to; returns how many octets there was room for.
+    #[inline]
+    pub fn write(&mut self, bytes: &[u8]) -> usize {
+        let len = bytes.len().min(self.segment.len);
+        // SAFETY: so many octets are left, and the memory they are in is borrowed, so it stays mapped. Guest memory and our
+        // buffers do not overlap. The guest may change it meanwhile; nothing is inferred from it.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.segment.host.as_ptr(), len);
+            self.segment.host = self.segment.host.add(len);
+        }
+        self.segment.len -= len;
+        len
+    }
 }
 
 /// A list of places in guest memory that are read or written as if they were one.
@@ -312,6 +348,20 @@ mod tests {
         assert_eq!(list.push(0x2ff0, 0x20), Err(Fault::AddressOutOfRange));
         assert_eq!(list.push(0x0, 1), Err(Fault::AddressOutOfRange));
         assert_eq!(list.push(u64::MAX, 2), Err(Fault::AddressWraps));
+    }
+
+    #[test]
+    fn a_place_is_written_up_to_its_end() {
+        let (mapped, memory) = memory();
+        let mut place = Place::new(&memory, 0x8ffc, 4).unwrap();
+        assert_eq!(place.write(&[1, 2, 3]), 3);
+        assert_eq!(place.write(&[4, 5]), 1);
+        assert_eq!(place.write(&[6]), 0);
+        let mut back = [0; 4];
+        mapped.read_slice(&mut back, GuestAddress(0x8ffc)).unwrap();
+        assert_eq!(back, [1, 2, 3, 4]);
+        assert!(Place::new(&memory, 0x8ffc, 5).is_none());
+        assert!(Place::new(&memory, 0x1ff0, 0x20).is_none());
     }
 
     #[test]

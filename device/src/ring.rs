@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 
-use crate::memory::Scatter;
+use crate::memory::{Place, Scatter};
 
 macro_rules! faults {
     ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
@@ -141,6 +141,11 @@ pub trait Ring {
         readable: &mut Scatter,
         writable: &mut Scatter,
     ) -> Result<Option<u16>, Fault>;
+
+    /// As [`Ring::fetch`], for most of what a driver posts to receive into: takes the next chain if it is one place in
+    /// one piece, for the device to write, of no less than `len` octets. Otherwise it stays, and [`Ring::fetch`]
+    /// tells what it is.
+    fn fetch_place(&mut self, len: usize) -> Option<(u16, Place<'_>)>;
 
     /// Where the next chain is taken from.
     fn position(&self) -> u16;

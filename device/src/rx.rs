@@ -8,7 +8,7 @@ use nic_model::frame::Frame;
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
-use crate::header::{NetHeader, USUAL_HEADER};
+use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
 use crate::ring::{Fault, Ring};
 use crate::virtio_net::Virtqueue;
 
@@ -34,24 +34,47 @@ pub(crate) fn deliver(
     if queue.ring.begin()? == 0 {
         return Ok(());
     }
+    match features.header_len() {
+        USUAL_HEADER => burst::<USUAL_HEADER>(queue, features, frames, drops, taken),
+        MAX_HEADER => burst::<MAX_HEADER>(queue, features, frames, drops, taken),
+        _ => burst::<LEGACY_HEADER>(queue, features, frames, drops, taken),
+    }
+}
+
+/// [`deliver`] behind headers of `HEADER` octets: as a constant it makes their copy a few moves.
+#[inline]
+fn burst<const HEADER: usize>(
+    queue: &mut Virtqueue,
+    features: Features,
+    frames: &[Frame],
+    drops: &mut Drops,
+    taken: &mut usize,
+) -> Result<(), Fault> {
     for frame in frames {
-        let start = queue.ring.position();
-        let outcome = deliver_one(queue, features, frame).inspect_err(|_| queue.ring.rewind(start));
-        match outcome? {
-            Outcome::Delivered => {
-                queue.counters.received(frame);
+        let needed = HEADER + frame.len();
+        if let Some((id, mut place)) = queue.ring.fetch_place(needed) {
+            let header = NetHeader::received(frame, 1, features);
+            place.write(&header.as_bytes()[..HEADER]);
+            place.write(frame.bytes());
+            queue.ring.complete(id, needed as u32);
+            queue.counters.received(frame);
+        } else {
+            let start = queue.ring.position();
+            let outcome = gather(queue, features, frame);
+            match outcome.inspect_err(|_| queue.ring.rewind(start))? {
+                Outcome::Delivered => queue.counters.received(frame),
+                Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
+                Outcome::NoBuffers => break,
             }
-            Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
-            Outcome::NoBuffers => break,
         }
         *taken += 1;
     }
     Ok(())
 }
 
-/// Delivers `frame` if there are buffers for it.
-#[inline]
-fn deliver_one(queue: &mut Virtqueue, features: Features, frame: &Frame) -> Result<Outcome, Fault> {
+/// Delivers `frame` into whatever the next chain is, if there are buffers for it.
+#[inline(never)] // so that the way of most packets is short
+fn gather(queue: &mut Virtqueue, features: Features, frame: &Frame) -> Result<Outcome, Fault> {
     let needed = (features.header_len() + frame.len()) as u64;
     let start = queue.ring.position();
     queue.readable.clear();
@@ -103,7 +126,7 @@ fn merge(
 }
 
 /// Takes the next chain: its identifier, and the octets that were added to `queue.writable`.
-#[inline(always)] // on the way of each packet; its other caller is rare
+#[inline]
 fn fetch(queue: &mut Virtqueue) -> Result<Option<(u16, u64)>, Fault> {
     let before = queue.writable.len();
     let (readable, writable) = (&mut queue.readable, &mut queue.writable);
@@ -120,14 +143,10 @@ fn fetch(queue: &mut Virtqueue) -> Result<Option<(u16, u64)>, Fault> {
 }
 
 /// Writes header and frame into `queue.writable`.
-#[inline(always)] // on the way of each packet; its other caller is rare
+#[inline]
 fn write(queue: &Virtqueue, features: Features, frame: &Frame, num_buffers: u16) {
     let header = NetHeader::received(frame, num_buffers, features);
     let mut cursor = queue.writable.cursor();
-    match features.header_len() {
-        // Most drivers' length, as a constant: the copy is two moves.
-        USUAL_HEADER => cursor.write(&header.as_bytes()[..USUAL_HEADER]),
-        len => cursor.write(&header.as_bytes()[..len]),
-    };
+    cursor.write(&header.as_bytes()[..features.header_len()]);
     cursor.write(frame.bytes());
 }

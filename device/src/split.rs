@@ -16,7 +16,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::features::Features;
-use crate::memory::{GuestMemory, Scatter};
+use crate::memory::{GuestMemory, Place, Scatter};
 use crate::notify::{Notify, Word, Words};
 use crate::ring::{BadRing, Fault, Ring, RingState};
 
@@ -370,6 +370,27 @@ impl Ring for SplitRing {
         self.next_available += 1;
         self.short = false;
         Ok(Some(head))
+    }
+
+    #[inline(always)] // on the way of each packet, and small
+    fn fetch_place(&mut self, len: usize) -> Option<(u16, Place<'_>)> {
+        if self.next_available == self.available_index {
+            return None;
+        }
+        let slot = RING_HEADER + self.slot(self.next_available);
+        let head = self.rings.available_word(slot).get();
+        if head >= self.rings.size {
+            return None;
+        }
+        let descriptor = self.descriptor(head);
+        let room = descriptor.len.get();
+        if descriptor.flags.get() != WRITE || (room as usize) < len {
+            return None;
+        }
+        let place = Place::new(&self.memory, descriptor.addr.get(), room)?;
+        self.next_available += 1;
+        self.short = false;
+        Some((head, place))
     }
 
     #[inline]

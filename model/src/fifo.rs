@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 
-use crate::frame::Frame;
-use crate::phy::octets_on_line;
+use crate::frame::{FCS, Frame};
+use crate::mac::MIN_FRAME;
 
 /// What is in the FIFO of one queue, as the port counts it: from the filter to the return of the buffer.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Occupancy {
     #[inline]
     #[must_use]
     pub fn push(&mut self, frame: &Frame) -> bool {
-        let octets = self.octets + octets_on_line(frame);
+        let octets = self.octets + octets_in_fifo(frame);
         if octets > self.capacity {
             return false;
         }
@@ -46,7 +46,7 @@ impl Occupancy {
     /// `frame`, the oldest, has left.
     #[inline]
     pub fn drain(&mut self, frame: &Frame) {
-        self.octets -= octets_on_line(frame);
+        self.octets -= octets_in_fifo(frame);
         self.drained += 1;
     }
 
@@ -76,6 +76,12 @@ impl Occupancy {
     pub fn drained(&self) -> u64 {
         self.drained
     }
+}
+
+/// Octets that `frame`, of which the MAC has removed the check sequence, takes.
+#[inline]
+fn octets_in_fifo(frame: &Frame) -> usize {
+    (frame.len() + FCS).max(MIN_FRAME)
 }
 
 /// The frames in the FIFO of one queue.

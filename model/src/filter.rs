@@ -21,8 +21,16 @@ impl MacAddress {
 
     /// Whether it stands for a group of stations (the first bit on the wire is set).
     #[must_use]
+    #[inline]
     pub fn is_group(self) -> bool {
         self.0[0] & 1 != 0
+    }
+
+    /// The address as two numbers, to be compared at once.
+    #[inline]
+    fn halves(self) -> (u32, u16) {
+        let [a, b, c, d, e, f] = self.0;
+        (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
     }
 }
 
@@ -160,6 +168,18 @@ impl Filter {
             return Err(Drop::RxFiltered);
         };
         let destination = MacAddress(*destination);
+        if destination.halves() == self.address.halves()
+            && !destination.is_group()
+            && !self.no_unicast
+        {
+            return Ok(Destination::Unicast);
+        }
+        self.weigh(destination)
+    }
+
+    /// Weighs the rules for frames to `destination`.
+    #[inline(never)] // so that the way of frames to the station itself is short
+    fn weigh(&self, destination: MacAddress) -> Result<Destination, Drop> {
         let kind = if !destination.is_group() {
             Destination::Unicast
         } else if destination == MacAddress::BROADCAST {

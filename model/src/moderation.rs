@@ -95,7 +95,7 @@ impl Moderation {
             self.met();
             return;
         }
-        if self.deadline().is_some_and(|deadline| deadline < at) {
+        if self.is_up(at) {
             self.time_is_up(now);
         }
         if self.waiting == 0 {
@@ -105,6 +105,41 @@ impl Moderation {
         if self.waiting >= self.coalesce.frames {
             self.met();
         }
+    }
+
+    /// Packets came, each at one of the instants `at`, the earliest first; as [`Moderation::packet`] for each of them.
+    #[inline]
+    pub fn packets(
+        &mut self,
+        mut at: impl ExactSizeIterator<Item = Nanos> + DoubleEndedIterator + Clone,
+        now: Nanos,
+    ) {
+        if self.coalesce.is_off() {
+            if at.len() > 0 {
+                self.met();
+                self.counters.conditions_met += at.len() as u64 - 1;
+            }
+            return;
+        }
+        if self.waiting == 0
+            && let Some(first) = at.next()
+        {
+            self.packet(first, now);
+        }
+        // Mostly none of them meets a condition.
+        let room = self.coalesce.frames - self.waiting;
+        let last = at.clone().next_back();
+        if (at.len() as u64) < room.into() && last.is_none_or(|last| !self.is_up(last)) {
+            self.waiting += at.len() as u32;
+        } else {
+            at.for_each(|at| self.packet(at, now));
+        }
+    }
+
+    /// Whether time was up before `at`.
+    #[inline]
+    fn is_up(&self, at: Nanos) -> bool {
+        self.deadline().is_some_and(|deadline| deadline < at)
     }
 
     /// Sees whether time is up at `at`; all packets that have come by then have been told. `now` is when the card sees

@@ -81,17 +81,18 @@ pub struct Line {
     busy_until: Nanos,
     /// Picoseconds beyond `busy_until`, below 1000: no rounding adds up over frames.
     picoseconds: u64,
-    /// Picoseconds of the inter-packet gap.
-    gap: u64,
+    /// The inter-packet gap: nanoseconds, and picoseconds beyond.
+    gap: (u64, u64),
 }
 
 impl Line {
     fn new(speed: Speed) -> Self {
+        let gap = INTER_PACKET_GAP as u64 * speed.picoseconds_per_octet();
         Line {
             picoseconds_per_octet: speed.picoseconds_per_octet(),
             busy_until: Nanos::ZERO,
             picoseconds: 0,
-            gap: INTER_PACKET_GAP as u64 * speed.picoseconds_per_octet(),
+            gap: (gap / 1_000, gap % 1_000),
         }
     }
 
@@ -103,12 +104,13 @@ impl Line {
             self.busy_until = ready;
             self.picoseconds = 0;
         }
-        let begin = self.busy_until;
         let free = self.picoseconds + self.span(octets + LINE_OVERHEAD);
-        let last_bit = free - self.gap;
-        self.busy_until = Nanos(begin.0 + free / 1_000);
+        self.busy_until.0 += free / 1_000;
         self.picoseconds = free % 1_000;
-        Nanos(begin.0 + last_bit / 1_000)
+        // The last bit is a gap before, rounded down.
+        let (nanoseconds, picoseconds) = self.gap;
+        let borrowed = u64::from(self.picoseconds < picoseconds);
+        Nanos(self.busy_until.0 - nanoseconds - borrowed)
     }
 
     /// Picoseconds that `octets` take.

@@ -17,9 +17,11 @@ use crate::frame::{Checksum, FCS, Frame, Pool};
 use crate::host::QueueIndex;
 use crate::mac::Mac;
 use crate::moderation::Coalesce;
-use crate::parse;
+use crate::parse::{self, Summary};
 use crate::phy::{self, Phy, Speed};
-use crate::rss::{DEFAULT_TABLE, HashConfig, Progress, Rss, RssConfig, RssError, RssStatus};
+use crate::rss::{
+    DEFAULT_TABLE, HashConfig, Progress, Rss, RssConfig, RssError, RssStatus, Steered,
+};
 use crate::time::Nanos;
 use crate::tunnel::{self, TunnelTypes};
 use crate::vlan::VlanFilter;
@@ -244,31 +246,26 @@ impl Port {
             Destination::Multicast => self.counters.rx_multicast += 1,
             Destination::Broadcast => self.counters.rx_broadcast += 1,
         }
-        let summary = parse::summarise(bytes);
-        if summary.is_tagged() && !self.filter.promiscuous {
-            self.vlan.admit(bytes)?;
-        }
-        if frame.checksum == Checksum::Unknown {
-            match checksum::verify(bytes, &summary) {
-                Verdict::Good => {
-                    self.counters.rx_checksum_good += 1;
-                    frame.checksum = Checksum::Valid;
-                }
-                Verdict::Bad => {
-                    self.counters.rx_checksum_bad += 1;
-                    frame.checksum = Checksum::Bad;
-                }
-                Verdict::None => {}
-            }
-        }
-        let inner = if self.hash_tunnel_types.is_empty() {
-            None
-        } else {
-            tunnel::inner(frame.bytes(), &summary, self.hash_tunnel_types)
+        let verifies = matches!(frame.checksum, Checksum::Unknown);
+        let findings = match parse::plain(bytes) {
+            Some(summary) if self.hash_tunnel_types.is_empty() => Findings {
+                verdict: verdict(bytes, &summary, verifies),
+                steered: self.rss.steer(bytes, &summary, &Fifos(&self.fifos)),
+            },
+            _ => self.examine(bytes, verifies)?,
         };
-        let fifos = Fifos(&self.fifos);
-        let summary = inner.as_ref().unwrap_or(&summary);
-        let steered = self.rss.steer(frame.bytes(), summary, &fifos);
+        match findings.verdict {
+            Verdict::Good => {
+                self.counters.rx_checksum_good += 1;
+                frame.checksum = Checksum::Valid;
+            }
+            Verdict::Bad => {
+                self.counters.rx_checksum_bad += 1;
+                frame.checksum = Checksum::Bad;
+            }
+            Verdict::None => {}
+        }
+        let steered = findings.steered;
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         let queue = steered.queue.ok_or(Drop::RxResteered)?;
         if self.fifos[usize::from(queue.0)].push(frame) {
@@ -277,6 +274,20 @@ impl Port {
             self.lines[usize::from(queue.0)].rx_overflows += 1;
             Err(Drop::RxFifoOverflow)
         }
+    }
+
+    /// Looks into a frame of any kind that the address filter admitted, for what most do not have, too.
+    #[inline(never)] // so that the way of most frames is short
+    fn examine(&mut self, bytes: &[u8], verifies: bool) -> Result<Findings, Drop> {
+        let summary = parse::summarise(bytes);
+        if summary.is_tagged() && !self.filter.promiscuous {
+            self.vlan.admit(bytes)?;
+        }
+        let verdict = verdict(bytes, &summary, verifies);
+        let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
+        let hashed = inner.as_ref().unwrap_or(&summary);
+        let steered = self.rss.steer(bytes, hashed, &Fifos(&self.fifos));
+        Ok(Findings { verdict, steered })
     }
 
     /// Takes back a frame that has left the FIFO of `queue`, the oldest there.
@@ -486,6 +497,22 @@ impl Port {
             vlan_table: self.vlan.members().map(|id| id.to_string()).collect(),
             counters: self.counters(queues),
         }
+    }
+}
+
+/// What a frame's contents tell.
+struct Findings {
+    verdict: Verdict,
+    steered: Steered,
+}
+
+/// The verdict on the checksum of a frame with the headers `summary`, if it is asked for.
+#[inline(always)] // into the way of most frames with what is constant there
+fn verdict(bytes: &[u8], summary: &Summary, verifies: bool) -> Verdict {
+    if verifies {
+        checksum::verify(bytes, summary)
+    } else {
+        Verdict::None
     }
 }
 

@@ -88,9 +88,8 @@ impl Queues {
             let dropped = counters.drops.total() - dropped;
             counters.rx_delivered += taken as u64 - dropped;
             counters.rx_drained += taken as u64;
-            for frame in &arrived[..taken] {
-                moderation.packet(frame.arrival.max(since), now);
-            }
+            let arrivals = arrived[..taken].iter();
+            moderation.packets(arrivals.map(|frame| frame.arrival.max(since)), now);
             fifo.refused = taken < offered;
             fifo.drain(taken, &mut release);
             worked |= taken > 0;
@@ -150,9 +149,7 @@ impl Queues {
         counters.tx_passed += self.fetched.len() as u64;
         host.complete_tx(queue);
         let moderation = self.moderator.of_mut(queue, Direction::Transmit);
-        for _ in 0..taken {
-            moderation.packet(now, now);
-        }
+        moderation.packets(std::iter::repeat_n(now, taken), now);
         if moderation.take_due() {
             host.interrupt(queue, Direction::Transmit);
         }

@@ -284,7 +284,8 @@ fn without_several_pairs_the_control_queue_is_the_third() {
         let features = f::SUPPORTED & !(f::MQ | f::RSS);
         let (nic, mut guest) = plugged("loopback", workers, features);
         nic.server().set_link(true).expect("it runs");
-        assert_eq!(guest.cvq.as_ref().map(|cvq| cvq.index()), Some(2));
+        let control = guest.cvq.as_ref().expect("a control queue");
+        assert_eq!(control.index(), 2);
         guest.set_promisc(true).expect("it does");
         assert!(nic.status().nic.port.promiscuous);
         let frame = datagram(1, 1);

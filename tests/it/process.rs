@@ -272,6 +272,7 @@ fn help_lists_every_option() {
                 "--wire",
                 "--profile",
                 "--disable",
+                "--ring-reset",
                 "--poll",
                 "--link",
                 "--control",
@@ -327,12 +328,9 @@ fn queues_workers_and_steering_are_as_they_are_asked_for() {
 fn a_profile_decides_what_is_offered() {
     for (args, control, ring_reset) in [
         (&[][..], true, false),
-        (&["--profile", "qemu"], true, true),
-        (
-            &["--profile", "qemu", "--disable", "ring_reset"],
-            true,
-            false,
-        ),
+        (&["--profile", "qemu"], true, false),
+        (&["--ring-reset"], true, true),
+        (&["--ring-reset", "--disable", "ring_reset"], true, false),
         (&["--profile", "virtio-user"], false, false),
         (&["--disable", "ctrl_vq"], false, false),
         (

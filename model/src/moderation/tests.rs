@@ -247,3 +247,23 @@ proptest! {
         prop_assert_eq!(earliest, met);
     }
 }
+
+proptest! {
+    #[test]
+    fn packets_together_count_as_one_after_the_other(
+        usecs in 0u32..4, frames in 0u32..8,
+        bursts in proptest::collection::vec(proptest::collection::vec(0u64..1_500, 0..8), 0..12),
+    ) {
+        let (mut together, mut each) = (moderation(usecs, frames), moderation(usecs, frames));
+        let mut at = 0;
+        for gaps in bursts {
+            let arrivals: Vec<_> = gaps.iter().map(|gap| { at += gap; Nanos(at) }).collect();
+            let now = Nanos(at + 100);
+            together.packets(arrivals.iter().copied(), now);
+            arrivals.iter().for_each(|&at| each.packet(at, now));
+            prop_assert_eq!(together.take_due(), each.take_due());
+            prop_assert_eq!(together.deadline(), each.deadline());
+            prop_assert_eq!((together.waiting, together.counters()), (each.waiting, each.counters()));
+        }
+    }
+}

@@ -40,19 +40,64 @@ impl HashTypes {
     #[must_use]
     #[inline]
     pub fn of(self, summary: &Summary) -> HashReport {
+        self.pick(Family::of(summary), summary.transport)
+    }
+
+    /// The type that a frame of `family` with `transport` is hashed by.
+    fn pick(self, family: Family, transport: Transport) -> HashReport {
         // In each family the types are IP, TCP and UDP, from bit 0, 3 or 6 on; what is more telling has the higher bit.
-        let family = match summary.network {
-            Network::Other => return HashReport::None,
-            Network::Ipv4 => 1,
-            Network::Ipv6 if summary.is_extended() => 1 << 3 | 1 << 6,
-            Network::Ipv6 => 1 << 3,
+        let family = match family {
+            Family::Other => return HashReport::None,
+            Family::Ipv4 => 1,
+            Family::Extended => 1 << 3 | 1 << 6,
+            Family::Ipv6 => 1 << 3,
         };
-        let types = match summary.transport {
+        let types = match transport {
             Transport::None => family,
             Transport::Tcp => family | family << 1,
             Transport::Udp => family | family << 2,
         };
         HashReport::from_number(u32::BITS - (types & self.0).leading_zeros())
+    }
+}
+
+/// Families of hash types.
+#[derive(Clone, Copy)]
+enum Family {
+    Other,
+    Ipv4,
+    Ipv6,
+    /// IPv6 with extension headers.
+    Extended,
+}
+
+impl Family {
+    const ALL: [Family; 4] = [Family::Other, Family::Ipv4, Family::Ipv6, Family::Extended];
+
+    #[inline]
+    fn of(summary: &Summary) -> Self {
+        match summary.network {
+            Network::Other => Family::Other,
+            Network::Ipv4 => Family::Ipv4,
+            Network::Ipv6 if summary.is_extended() => Family::Extended,
+            Network::Ipv6 => Family::Ipv6,
+        }
+    }
+}
+
+/// What [`HashTypes::of`] says for each family and transport, so that no frame has to have it worked out.
+#[derive(Clone, Debug)]
+struct Picks([[HashReport; 3]; Family::ALL.len()]);
+
+impl Picks {
+    fn new(types: HashTypes) -> Self {
+        let transports = [Transport::None, Transport::Tcp, Transport::Udp];
+        Picks(Family::ALL.map(|family| transports.map(|transport| types.pick(family, transport))))
+    }
+
+    #[inline]
+    fn of(&self, summary: &Summary) -> HashReport {
+        self.0[Family::of(summary) as usize][summary.transport as usize]
     }
 }
 
@@ -171,6 +216,7 @@ const USUAL_KEY: [u8; MAX_KEY] = [
 #[derive(Clone, Debug)]
 pub struct Hasher {
     config: HashConfig,
+    picks: Picks,
     toeplitz: Toeplitz,
 }
 
@@ -179,6 +225,7 @@ impl Hasher {
     #[must_use]
     pub fn new(config: HashConfig) -> Self {
         Hasher {
+            picks: Picks::new(config.types),
             toeplitz: Toeplitz::new(&config.key),
             config,
         }
@@ -189,6 +236,7 @@ impl Hasher {
         if config.key != self.config.key {
             self.toeplitz.set_key(&config.key);
         }
+        self.picks = Picks::new(config.types);
         self.config = config.clone();
     }
 
@@ -202,9 +250,16 @@ impl Hasher {
     #[must_use]
     #[inline]
     pub fn hash(&self, frame: &[u8], summary: &Summary) -> (u32, HashReport) {
-        let report = self.config.types.of(summary);
+        let report = self.picks.of(summary);
+        if report == HashReport::None {
+            return (0, report);
+        }
         let network = usize::from(summary.network_offset);
         let ports = usize::from(summary.transport_offset);
+        if matches!(report, HashReport::Tcpv4 | HashReport::Udpv4) && ports == network + 20 {
+            // The ports follow the addresses.
+            return Self::reported(self.part::<0, 12>(frame, network + 12), report);
+        }
         let hash = match report {
             HashReport::None => None,
             HashReport::Ipv4 => self.part::<0, 8>(frame, network + 12),

@@ -168,6 +168,26 @@ impl GuestSlice {
         (u64::from_le(first), u32::from_le(second))
     }
 
+    /// Reads two little-endian `u64` and the `u32` behind them, each once.
+    #[inline]
+    #[must_use]
+    pub fn read_u64_u64_u32(&self, offset: usize) -> (u64, u64, u32) {
+        let src = self.at(offset, 20);
+        // SAFETY: all are in bounds.
+        let (first, second, third) = unsafe {
+            (
+                load(src.cast::<u64>()),
+                load(src.add(8).cast::<u64>()),
+                load(src.add(16).cast::<u32>()),
+            )
+        };
+        (
+            u64::from_le(first),
+            u64::from_le(second),
+            u32::from_le(third),
+        )
+    }
+
     /// Writes two little-endian `u64` side by side.
     #[inline]
     pub fn write_u64_pair(&self, offset: usize, first: u64, second: u64) {

@@ -27,8 +27,10 @@ pub const VIRTIO_NET_HDR_GSO_UDP_L4: u8 = 5;
 /// TCP with ECN; beside the type.
 pub const VIRTIO_NET_HDR_GSO_ECN: u8 = 0x80;
 
-/// Longest header this driver knows.
+/// Longest header this driver knows: with HASH_REPORT.
 pub const MAX_HDR_LEN: usize = 20;
+/// The header with VERSION_1 and without HASH_REPORT.
+pub(super) const USUAL_HDR_LEN: usize = 12;
 
 /// The header, in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -184,7 +186,20 @@ impl VirtioNetHdr {
         }
     }
 
+    /// Reads a header of 20 bytes, the first eight in `low`, the next eight in `high`, the others in `report`, as
+    /// little-endian numbers.
+    #[inline]
+    #[must_use]
+    pub fn from_long_words(low: u64, high: u64, report: u32) -> Self {
+        Self {
+            hash_value: (high >> 32) as u32,
+            hash_report: report as u16,
+            ..Self::from_words(low, high as u32)
+        }
+    }
+
     /// What the reported hash is made of.
+    #[inline]
     #[must_use]
     pub fn hash_type(&self) -> PktHashType {
         match self.hash_report {
@@ -264,6 +279,11 @@ mod tests {
         };
         let all = f::MRG_RXBUF | f::HASH_REPORT;
         assert_eq!(VirtioNetHdr::from_bytes(&hdr.to_bytes(), all), hdr);
+        let bytes = hdr.to_bytes();
+        let word = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+        let report = (word(12) >> 32) as u32;
+        let long = VirtioNetHdr::from_long_words(word(0), word(8), report);
+        assert_eq!(long, hdr);
         let plain = VirtioNetHdr::from_bytes(&hdr.to_bytes(), 0);
         assert_eq!(
             (plain.num_buffers, plain.hash_value, plain.hash_report),

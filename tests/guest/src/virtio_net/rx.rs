@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::coalesce::{IntrCoal, RxDim};
 use super::features as f;
-use super::header::{MAX_HDR_LEN, VirtioNetHdr};
+use super::header::{MAX_HDR_LEN, USUAL_HDR_LEN, VirtioNetHdr};
 use super::stats::RxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
 use crate::ring::split::{SplitQueue, SplitQueueOptions};
@@ -31,9 +31,6 @@ pub const MAX_GSO_LEN: usize = 65_535 + ETH_HLEN + 4;
 pub(super) fn good_packet_len(mtu: u16) -> usize {
     ETH_HLEN + 4 + usize::from(mtu.max(ETH_DATA_LEN))
 }
-
-/// Length of the virtio header with VERSION_1 and without HASH_REPORT.
-const USUAL_HDR_LEN: usize = 12;
 
 /// How frames are laid into buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,11 +337,22 @@ impl ReceiveQueue {
 
     #[inline(always)] // on the way of each packet; called once
     fn read_hdr(&self, offset: usize) -> VirtioNetHdr {
-        if self.hdr_len == USUAL_HDR_LEN {
-            // Two loads instead of a call.
-            let (low, high) = self.pool.read_u64_u32(offset);
-            return VirtioNetHdr::from_words(low, high);
+        // A few loads instead of a call.
+        match self.hdr_len {
+            MAX_HDR_LEN => {
+                let (low, high, report) = self.pool.read_u64_u64_u32(offset);
+                VirtioNetHdr::from_long_words(low, high, report)
+            }
+            USUAL_HDR_LEN => {
+                let (low, high) = self.pool.read_u64_u32(offset);
+                VirtioNetHdr::from_words(low, high)
+            }
+            _ => self.read_short_hdr(offset),
         }
+    }
+
+    #[cold]
+    fn read_short_hdr(&self, offset: usize) -> VirtioNetHdr {
         let mut bytes = [0; MAX_HDR_LEN];
         self.pool.read(offset, &mut bytes[..self.hdr_len]);
         VirtioNetHdr::from_bytes(&bytes, self.features)
