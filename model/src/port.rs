@@ -404,15 +404,17 @@ impl Port {
         Ok(())
     }
 
-    /// Spreads received frames as `config` says (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`).
+    /// Spreads received frames as `config` says; the driver uses `pairs` pairs (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`).
     ///
     /// # Errors
     /// It names a queue that there is not, or its table is too long.
-    pub fn set_rss(&mut self, config: &RssConfig) -> Result<(), RssError> {
+    pub fn set_rss(&mut self, config: &RssConfig, pairs: u16) -> Result<(), RssError> {
         if config.table_len() > usize::from(self.rss_table) {
             return Err(RssError::TableLength(config.table_len()));
         }
-        self.rss.set_table(config, &Fifos(&self.fifos))
+        self.rss.set_table(config, &Fifos(&self.fifos))?;
+        self.rss.expect_pairs(pairs);
+        Ok(())
     }
 
     /// Entries of the longest indirection table that a driver may use.

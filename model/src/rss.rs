@@ -275,6 +275,11 @@ impl Rss {
         Ok(())
     }
 
+    /// Has automatic steering use the first `pairs` queues from when it is next asked for.
+    pub fn expect_pairs(&mut self, pairs: u16) {
+        self.pairs = pairs.clamp(1, self.receives.len() as u16);
+    }
+
     /// Says whether the frames in the FIFO of `queue` will reach the host: not if the queue is disabled or being reset.
     /// Nothing waits for such a queue; automatic steering avoids it, and forgets what it has learned. Queues
     /// that there are not are ignored.

@@ -31,8 +31,8 @@ pub(super) fn execute(
         }
         VIRTIO_NET_CTRL_MQ_RSS_CONFIG => {
             context.negotiated(Features::RSS)?;
-            let config = rss_config(data, context.port.queue_pairs())?;
-            context.port.set_rss(&config)?;
+            let (config, pairs) = rss_config(data, context.port.queue_pairs())?;
+            context.port.set_rss(&config, pairs)?;
         }
         VIRTIO_NET_CTRL_MQ_HASH_CONFIG => {
             context.negotiated(Features::HASH_REPORT)?;
@@ -47,8 +47,8 @@ pub(super) fn execute(
     Ok(Reply::new())
 }
 
-/// `struct virtio_net_rss_config`.
-fn rss_config(data: &[u8], pairs: u16) -> Result<RssConfig, Refusal> {
+/// `struct virtio_net_rss_config`, of a card with `pairs` pairs: the steering, and the pairs that the driver transmits on.
+fn rss_config(data: &[u8], pairs: u16) -> Result<(RssConfig, u16), Refusal> {
     let mut data = Data(data);
     let types = data.le32()?;
     let mask = data.le16()?;
@@ -60,7 +60,7 @@ fn rss_config(data: &[u8], pairs: u16) -> Result<RssConfig, Refusal> {
     if !(1..=pairs).contains(&max_tx_vq) {
         return Err(Refusal::NoQueue);
     }
-    Ok(RssConfig::new(hash, table, unclassified)?)
+    Ok((RssConfig::new(hash, table, unclassified)?, max_tx_vq))
 }
 
 impl From<RssError> for Refusal {
