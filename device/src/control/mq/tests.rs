@@ -78,6 +78,7 @@ fn the_last_command_says_how_frames_are_steered() {
         (status.table, status.unclassified),
         (Config::good().table, 1)
     );
+    assert_eq!(status.queue_pairs, PAIRS, "by what the driver transmits on");
     execute(&mut port, Features::MQ, &[4, 0, 1, 0]).unwrap();
     assert_eq!(port.rss().mode(), Mode::Single);
 }
