@@ -134,11 +134,12 @@ impl Engine {
             Engine::Split(_, workers) => workers.len(),
         };
         let workers = (0..workers).map(Server::Worker);
-        [Server::Port]
-            .into_iter()
-            .chain(workers)
+        let servers = [Server::Port].into_iter().chain(workers);
+        // All of them are asked, whatever the first says.
+        let done: Vec<_> = servers
             .map(|server| self.ring(server, job.clone()))
-            .collect()
+            .collect();
+        done.into_iter().collect()
     }
 
     /// Runs `job` with the port and its wire, between two bursts; it is told the time.

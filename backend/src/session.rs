@@ -28,7 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::engine::{Engine, Server};
 use crate::relay::{FrontEnd, Relay};
 use crate::vring::{Memory, NicVring, Said, with_session};
-use crate::worker::ServesRings;
+use crate::worker::{Ended, ServesRings};
 
 /// What the rings and the crate's callbacks share.
 pub struct Session {
@@ -120,6 +120,11 @@ impl Session {
         let Some((setup, base)) = self.said(index).setup(index) else {
             return;
         };
+        let pairs = (self.rings.len() / 2) as u16;
+        if self.state().acked.control_queue(pairs) == Some(index) {
+            // Before the first command is done, which says how to steer.
+            self.steer();
+        }
         let result = self.ring(index, move |rings| rings.rings().set_up(index, setup));
         match result {
             Some(Ok(next)) if next != base => info!(
@@ -164,13 +169,16 @@ impl Session {
         for error in set.into_iter().flatten().filter_map(Result::err) {
             warn!("a queue cannot go on with these features: {error}");
         }
+        self.steer();
         self.set_up_lost();
     }
 
     /// Lets go of what the driver and the front-end set up, by way of `job` where there are rings.
     fn reset(&self, job: fn(&mut dyn ServesRings)) {
-        // If a thread has ended, the process is about to.
-        let _ = self.engine.rings(job);
+        // Whoever is slow still has the guest's memory: he is waited for. If a thread has ended, the process is about to.
+        while let Err(Ended::Slow) = self.engine.rings(job) {
+            warn!("the NIC's workers are slow to let go of the guest");
+        }
         let _ = self.engine.port(Port::reset);
         self.state().steering = Steering::default();
     }

@@ -143,11 +143,13 @@ impl PortSide {
         worked
     }
 
+    /// Does one command: it may have to ask every worker, and the line does not wait for more than that.
     fn do_commands(&mut self) -> bool {
         let (port, pairs) = (&mut self.port, &mut self.workers);
         control::poll(
             &mut self.device,
             &mut self.control,
+            1,
             |device, commands, command| {
                 let mut context = Context {
                     device,

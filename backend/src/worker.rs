@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -127,10 +127,16 @@ impl<B> Clone for WorkerHandle<B> {
 /// How long a job may take: longer than any that works.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The worker has ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the NIC's worker has ended, or does not answer")]
-pub struct Ended;
+/// Why a job was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The worker has ended.
+    #[error("the NIC's worker has ended")]
+    Gone,
+    /// It takes longer than any job should. The job will be done all the same.
+    #[error("the NIC's worker does not answer")]
+    Slow,
+}
 
 impl From<Ended> for io::Error {
     fn from(ended: Ended) -> Self {
@@ -142,7 +148,7 @@ impl<B> WorkerHandle<B> {
     /// Runs `job` on the worker's thread, between two bursts, and returns what it returns.
     ///
     /// # Errors
-    /// The worker has ended.
+    /// The worker has ended, or is slow.
     pub fn call<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Worker<B>) -> R + Send + 'static,
@@ -152,9 +158,14 @@ impl<B> WorkerHandle<B> {
             // The caller waits for it below, unless its thread has ended.
             let _ = answer.send(job(worker));
         });
-        self.jobs.send(job).map_err(|_| Ended)?;
+        self.jobs.send(job).map_err(|_| Ended::Gone)?;
         self.bell.wake();
-        answered.recv_timeout(PATIENCE).map_err(|_| Ended)
+        answered
+            .recv_timeout(PATIENCE)
+            .map_err(|error| match error {
+                RecvTimeoutError::Timeout => Ended::Slow,
+                RecvTimeoutError::Disconnected => Ended::Gone,
+            })
     }
 }
 

@@ -28,8 +28,8 @@ mod hash_tunnel;
 mod mq;
 mod stats;
 
-/// Commands dealt with at once: a driver that sends more has to wait for its packets' turn.
-const BUDGET: usize = 64;
+/// Commands dealt with at once, where they are cheap: a driver that sends more has to wait for its packets' turn.
+pub(crate) const BUDGET: usize = 64;
 /// The longest command, in octets: a table of more than ten thousand addresses.
 const MAX_COMMAND: u64 = 64 * 1024;
 
@@ -155,10 +155,11 @@ impl Context<'_> {
 
 /// Takes what the driver asks for on its control queue, whether or not the front-end has enabled it: some enable
 /// only the queues that packets pass through. `execute` does each command, and is told the counts with this one among
-/// those received. Returns whether there was anything.
+/// those received. No more than `budget` are done. Returns whether there was anything.
 pub fn poll(
     device: &mut VirtioNet,
     counters: &mut ControlCounters,
+    budget: usize,
     mut execute: impl FnMut(&VirtioNet, ControlCounters, &[u8]) -> Result<Reply, Refusal>,
 ) -> bool {
     let Some(index) = device.control_queue() else {
@@ -169,7 +170,7 @@ pub fn poll(
     };
     let mut done = 0;
     let mut result = queue.ring.begin().map(drop);
-    while result.is_ok() && done < BUDGET {
+    while result.is_ok() && done < budget {
         match next_command(device, index) {
             Ok(Some((id, command))) => {
                 counters.commands += 1;

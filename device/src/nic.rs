@@ -98,7 +98,12 @@ impl Nic {
             };
             control::execute(&mut context, command)
         };
-        let commanded = control::poll(&mut self.device, &mut self.control, execute);
+        let commanded = control::poll(
+            &mut self.device,
+            &mut self.control,
+            control::BUDGET,
+            execute,
+        );
         received | sent | commanded
     }
 

@@ -20,7 +20,7 @@ use crate::moderation::Coalesce;
 use crate::parse::{self, Summary};
 use crate::phy::{self, Phy, Speed};
 use crate::rss::{
-    DEFAULT_TABLE, HashConfig, Progress, Rss, RssConfig, RssError, RssStatus, Steered,
+    DEFAULT_TABLE, HashConfig, HashTypes, Progress, Rss, RssConfig, RssError, RssStatus, Steered,
 };
 use crate::time::Nanos;
 use crate::tunnel::{self, TunnelTypes};
@@ -201,8 +201,11 @@ impl Port {
         }
         // They are in the FIFO from then on, though they have yet to arrive: no more than surely fit, but one in any case,
         // to be dropped if it has to be.
-        let free = self.fifos.iter().map(Occupancy::free).min().unwrap_or(0);
-        (free / self.pool.buffer_size()).clamp(1, BURST)
+        // A queue that has no room for one will drop it, and does not hold up the others.
+        let buffer = self.pool.buffer_size();
+        let free = self.fifos.iter().map(Occupancy::free);
+        let free = free.filter(|&free| free >= buffer).min().unwrap_or(0);
+        (free / buffer).clamp(1, BURST)
     }
 
     /// Takes a burst from the wire and hands the frames that are admitted to `push`, each with its queue. Leaves
@@ -396,11 +399,21 @@ impl Port {
     /// There are not as many.
     pub fn use_pairs(&mut self, pairs: u16) -> Result<(), RssError> {
         let fifos = Fifos(&self.fifos);
-        self.rss.set_pairs(pairs, &fifos)?;
-        if self.always_rss {
-            let config = RssConfig::even(HashConfig::usual(), pairs);
-            self.rss.set_table(&config, &fifos)?;
+        if !self.always_rss {
+            return self.rss.set_pairs(pairs, &fifos);
         }
+        if pairs == 0 || pairs > self.queue_pairs() {
+            return Err(RssError::Pairs(pairs));
+        }
+        // A driver that has said what to hash is not overruled.
+        let said = self.rss.hash_config();
+        let hash = if said.types() == HashTypes::NONE {
+            HashConfig::usual()
+        } else {
+            said.clone()
+        };
+        self.rss.set_table(&RssConfig::even(hash, pairs), &fifos)?;
+        self.rss.expect_pairs(pairs);
         Ok(())
     }
 
@@ -493,8 +506,8 @@ impl Port {
             unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
             multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
             rss: self.rss.status(),
-            rx_fifo_frames: (pushed - drained) as usize,
-            tx_queued_frames: (passed - self.tx_taken) as usize,
+            rx_fifo_frames: pushed.saturating_sub(drained) as usize,
+            tx_queued_frames: passed.saturating_sub(self.tx_taken) as usize,
             vlan_filter_active: self.vlan.active,
             vlan_table: self.vlan.members().map(|id| id.to_string()).collect(),
             counters: self.counters(queues),

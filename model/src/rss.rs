@@ -281,8 +281,8 @@ impl Rss {
     }
 
     /// Says whether the frames in the FIFO of `queue` will reach the host: not if the queue is disabled or being reset.
-    /// Nothing waits for such a queue; automatic steering avoids it, and forgets what it has learned. Queues
-    /// that there are not are ignored.
+    /// Nothing waits for such a queue; automatic steering avoids it, and begins to learn anew. Queues that there are not are
+    /// ignored.
     pub fn set_receiving(&mut self, queue: QueueIndex, receiving: bool, progress: &impl Progress) {
         let Some(receives) = self.receives.get_mut(usize::from(queue.0)) else {
             return;

@@ -386,6 +386,7 @@ fn a_guest_that_does_not_poll_loses_what_the_fifo_cannot_hold_and_no_more() {
         config.port.link = false;
         // With a worker that has to wake first the FIFO may overflow before.
         config.workers = 1;
+        config.port.fifo = nic_model::port::PortConfig::default().fifo;
     });
     let mut guest = nic.guest(&ProbeOptions {
         queue_size: BUFFERS as u16,

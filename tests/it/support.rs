@@ -44,7 +44,11 @@ impl TestNic {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut config = NicConfig {
             socket: directory.path().join("nic.sock"),
-            port: PortConfig::default(),
+            port: PortConfig {
+                // A worker that the machine does not let run must not lose what one that runs to completion would not.
+                fifo: PortConfig::default().fifo * usize::from(workers()),
+                ..PortConfig::default()
+            },
             features: Features::supported(1),
             wire: wire.parse().expect("a wire"),
             workers: workers(),
