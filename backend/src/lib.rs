@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! front-end --socket--> relay --> vhost-user-backend --jobs--> worker: card + wire
+//!                                                        or    port + wire == lanes == workers: queue pairs
 //! ```
 //!
-//! [`server::NicServer`] is one NIC with its threads, [`worker`] the one that moves packets, [`session`] a front-end's
-//! connection, [`relay`] and [`protocol`] its messages, [`wire`] what the line is plugged into, and [`control`]
+//! [`server::NicServer`] is one NIC with its threads, [`worker`] one that moves packets, [`engine`] which of them does what,
+//! [`card`] what one runs alone, [`split`] and [`lane`] what several share, [`session`] a front-end's connection, [`relay`] and [`protocol`] its messages, [`wire`] what the line is plugged into, and [`control`]
 //! how a running NIC is watched and changed.
 
 pub mod card;

@@ -8,7 +8,7 @@ use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::rss::RssConfig;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f};
+use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f, queue_config};
 
 use crate::support::{TestNic, wait_until};
 
@@ -311,4 +311,30 @@ fn whoever_never_sets_the_control_queue_up_receives_on_all_that_it_enables() {
         flows.poll(&mut guest);
         flows.by_queue.iter().min() > Some(&50)
     });
+}
+
+#[test]
+fn a_command_that_waits_when_the_control_queue_starts_counts() {
+    for workers in [1, PAIRS] {
+        let (nic, mut guest) = plugged("none", workers, AUTOMATIC);
+        let control = 2 * PAIRS;
+        for pairs in [3_u16, 2, 4] {
+            let next = guest.transport.stop_queue(control).expect("it stops");
+            let cvq = guest.cvq.as_mut().expect("a control queue");
+            let data = pairs.to_le_bytes();
+            cvq.submit(4, 0, &data, 0).expect("room");
+            // It is there to be seen; the kick has nobody to hear it.
+            let _ = cvq.vq.kick_prepare();
+            let mut config = queue_config(control, &cvq.vq);
+            config.next = next;
+            guest.transport.setup_queue(&config).expect("it starts");
+            wait_until("an answer", || {
+                let status = nic.status().nic;
+                let ring = status.rings[usize::from(control)].as_ref();
+                ring.is_some_and(|ring| ring.used == ring.available)
+            });
+            let status = nic.status().nic.port.rss;
+            assert_eq!(status.queue_pairs, pairs, "{workers} workers");
+        }
+    }
 }
