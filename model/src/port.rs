@@ -336,7 +336,7 @@ impl Port {
     /// Puts a frame of `queue` on the line and appends it to `out`, with the instant at which its last bit leaves.
     #[inline]
     pub fn send(&mut self, now: Nanos, queue: QueueIndex, mut frame: Frame, out: &mut Vec<Frame>) {
-        self.rss.learn(frame.bytes(), queue);
+        self.rss.learn(frame.bytes(), queue, self.hash_tunnel_types);
         self.tx_taken += 1;
         if !self.phy.link() {
             self.counters.drops.count(Drop::TxLinkDown);

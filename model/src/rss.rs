@@ -25,6 +25,7 @@ use slots::Slots;
 
 use crate::host::QueueIndex;
 use crate::parse::{self, Summary};
+use crate::tunnel::{self, TunnelTypes};
 
 pub use flow::flow;
 pub use hash::{HashConfig, HashReport, HashTypes, Hasher};
@@ -344,16 +345,19 @@ impl Rss {
     }
 
     /// Notes that the driver transmitted `frame` on `queue`: what comes back is to be received there, with automatic
-    /// steering. Queues that are not in use teach nothing.
+    /// steering. In tunnels of the types `tunnels` it goes by the inner headers, as received frames do. Queues that are not
+    /// in use teach nothing.
     #[inline]
-    pub fn learn(&mut self, frame: &[u8], queue: QueueIndex) {
+    pub fn learn(&mut self, frame: &[u8], queue: QueueIndex, tunnels: TunnelTypes) {
         if self.mode != Mode::Automatic
             || queue.0 >= self.pairs
             || !self.receives[usize::from(queue.0)]
         {
             return;
         }
-        if let Some(flow) = flow(frame, &parse::summarise(frame)) {
+        let outer = parse::summarise(frame);
+        let inner = tunnel::inner(frame, &outer, tunnels);
+        if let Some(flow) = flow(frame, inner.as_ref().unwrap_or(&outer)) {
             self.slots.aim(flow, queue);
         }
     }

@@ -210,3 +210,28 @@ fn inside_tunnels_the_inner_headers_are_hashed_once_the_driver_says_so() {
     });
     nic.assert_balanced();
 }
+
+#[test]
+fn a_conversation_in_a_tunnel_is_received_where_it_is_sent() {
+    let (nic, mut guest) = plugged(f::SUPPORTED & !f::RSS);
+    guest.set_queues(PAIRS).expect("it does");
+    let vxlan = VIRTIO_NET_HASH_TUNNEL_TYPE_VXLAN;
+    guest.set_hash_tunnel(vxlan).expect("it does");
+    for port in 1_000..1_064 {
+        let mut inner = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .udp(port, 7)
+            .write(&mut inner, &[0; 18])
+            .expect("a vector takes it");
+        let (pair, frame) = (port % PAIRS, in_vxlan(&inner));
+        let header = VirtioNetHdr::default();
+        guest.start_xmit(pair, &frame, &header).expect("room");
+        guest.flush(pair);
+        // Once it has been sent, so that it has been learned.
+        crate::support::wait_until("its return", || {
+            guest.poll(pair, 1, |_| {}).expect("a sound ring") == 1
+        });
+    }
+    nic.assert_balanced();
+}
