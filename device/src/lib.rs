@@ -14,8 +14,8 @@
 //! nic                   model and device together: one card
 //! ```
 //!
-//! Guest memory is never trusted and never read twice: each descriptor and each header is copied once and
-//! checked in the copy. What a driver does wrong stops its queue with a counted [`ring::Fault`], or drops
+//! Guest memory is never trusted: what is used of a descriptor or a header is checked in the same copy of it, however the
+//! guest changes it meanwhile. What a driver does wrong stops its queue with a counted [`ring::Fault`], or drops
 //! its packet with a counted reason; it never harms this process. Unsafe code is in [`memory`] and
 //! [`split`] alone.
 
