@@ -348,7 +348,6 @@ impl Lab {
     }
 
     fn spreads_flows_as_it_is_told(&mut self) {
-        let mut last = self.burst().packets();
         for (arguments, used) in [
             ("weight 1 0 0 3", [true, false, false, true]),
             ("start 1 equal 2", [false, true, true, false]),
@@ -382,9 +381,8 @@ impl Lab {
                 predicted(&burst.after, burst.numbers()),
                 "{arguments}"
             );
+            // Another key may spread the same flows over as many each: what it changes is predicted above.
             assert_eq!(packets.map(|packets| packets > 0), used, "{arguments}");
-            assert_ne!(packets, last, "{arguments}");
-            last = packets;
         }
     }
 
