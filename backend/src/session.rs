@@ -14,8 +14,8 @@ use nic_device::config;
 use nic_device::features::Features;
 use nic_device::memory::GuestMemory;
 use nic_device::nic::set_port_features;
-use nic_device::ring::BadRing;
-use nic_device::split::{Layout, SplitRing};
+use nic_device::ring::{BadRing, Layout};
+use nic_device::vring::Vring;
 use nic_model::host::QueueIndex;
 use nic_model::port::Port;
 use nix::sys::eventfd::EventFd;
@@ -194,7 +194,7 @@ impl Session {
             addr: layout.descriptors,
             len: 16 * u64::from(layout.size),
         })?;
-        SplitRing::new(memory, layout, acked).map(|_| ())
+        Vring::new(memory, layout, acked).map(|_| ())
     }
 }
 

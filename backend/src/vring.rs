@@ -15,8 +15,8 @@ use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use log::{error, warn};
 use nic_device::interrupt::{CallFd, Interrupt};
-use nic_device::ring::BadRing;
-use nic_device::split::Layout;
+use nic_device::ring::{BadRing, Layout};
+
 use nic_device::virtio_net::QueueSetup;
 use vhost_user_backend::{VringRwLock, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error as VirtQueError;
@@ -200,8 +200,8 @@ impl VringT<Memory> for NicVring {
         let layout = Layout {
             size: self.said().layout.size,
             descriptors: desc_table,
-            available: avail_ring,
-            used: used_ring,
+            driver: avail_ring,
+            device: used_ring,
         };
         self.session.check_layout(&layout).map_err(|error| {
             warn!("queue {index}: refused SET_VRING_ADDR: {error}");

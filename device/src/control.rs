@@ -18,7 +18,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::features::Features;
-use crate::ring::{Fault, Ring};
+use crate::ring::{Chain, Fault};
 use crate::virtio_net::{VirtioNet, VirtqueueCounters, virtqueue};
 
 mod announce;
@@ -169,14 +169,14 @@ pub fn poll(
         return false;
     };
     let mut done = 0;
-    let mut result = queue.ring.begin().map(drop);
+    let mut result = queue.ring.ring_mut().begin().map(drop);
     while result.is_ok() && done < budget {
         match next_command(device, index) {
-            Ok(Some((id, command))) => {
+            Ok(Some((chain, command))) => {
                 counters.commands += 1;
                 let outcome = execute(device, *counters, &command);
                 counters.ok += u64::from(outcome.is_ok());
-                answer(device, index, id, &command, outcome);
+                answer(device, index, chain, &command, outcome);
                 done += 1;
             }
             Ok(None) => break,
@@ -184,7 +184,7 @@ pub fn poll(
         }
     }
     if let Some(queue) = device.sound(index) {
-        queue.ring.publish();
+        queue.ring.ring_mut().publish();
     }
     device.judge(index, result);
     if done > 0 {
@@ -194,28 +194,29 @@ pub fn poll(
 }
 
 /// Takes the next command from virtqueue `index`: its chain's identifier, and the octets of it.
-fn next_command(device: &mut VirtioNet, index: usize) -> Result<Option<(u16, Vec<u8>)>, Fault> {
+fn next_command(device: &mut VirtioNet, index: usize) -> Result<Option<(Chain, Vec<u8>)>, Fault> {
     let Some(queue) = device.sound(index) else {
         return Ok(None);
     };
-    queue.readable.clear();
-    queue.writable.clear();
-    let position = queue.ring.position();
-    let Some(id) = queue.ring.fetch(&mut queue.readable, &mut queue.writable)? else {
+    queue.dma.readable.clear();
+    queue.dma.writable.clear();
+    let position = queue.ring.ring().position();
+    let ring = queue.ring.ring_mut();
+    let Some(chain) = ring.fetch(&mut queue.dma.readable, &mut queue.dma.writable)? else {
         return Ok(None);
     };
-    if queue.writable.is_empty() {
-        queue.ring.rewind(position);
+    if queue.dma.writable.is_empty() {
+        queue.ring.ring_mut().rewind(position);
         return Err(Fault::NotWritable);
     }
     // One that is too long is refused for that, whatever it begins with.
-    let len = match queue.readable.len() {
-        0..=MAX_COMMAND => queue.readable.len() as usize,
+    let len = match queue.dma.readable.len() {
+        0..=MAX_COMMAND => queue.dma.readable.len() as usize,
         _ => 0,
     };
     let mut command = vec![0; len];
-    queue.readable.cursor().read(&mut command);
-    Ok(Some((id, command)))
+    queue.dma.readable.cursor().read(&mut command);
+    Ok(Some((chain, command)))
 }
 
 /// Answers the command at hand on virtqueue `index`: one octet, and behind it the result if there is one
@@ -223,7 +224,7 @@ fn next_command(device: &mut VirtioNet, index: usize) -> Result<Option<(u16, Vec
 fn answer(
     device: &mut VirtioNet,
     index: usize,
-    id: u16,
+    chain: Chain,
     command: &[u8],
     outcome: Result<Reply, Refusal>,
 ) {
@@ -242,11 +243,11 @@ fn answer(
         return;
     };
     // What there is no room for is not told; the driver sees it by the length.
-    let room = (queue.writable.len() - 1).min(result.len() as u64) as usize;
-    let mut cursor = queue.writable.cursor();
+    let room = (queue.dma.writable.len() - 1).min(result.len() as u64) as usize;
+    let mut cursor = queue.dma.writable.cursor();
     cursor.write(&[ack as u8]);
     cursor.write(&result[..room]);
-    queue.ring.complete(id, 1 + room as u32);
+    queue.ring.ring_mut().complete(chain, 1 + room as u32);
 }
 
 /// Does one command.

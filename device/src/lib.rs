@@ -3,7 +3,8 @@
 //! ```text
 //! features, config      what is offered, and what the configuration space says
 //! memory                the guest's memory as a table of mappings, and scatter lists over it
-//! ring, split           virtqueues: descriptors fetched once, checked, and used in bursts
+//! ring, vring           virtqueues: descriptors fetched once, checked, and used in bursts
+//! split                 the layout of such a ring
 //! notify                who is told of what: interrupts wanted, kicks wanted
 //! header                struct virtio_net_hdr
 //! rx, tx                DMA: frames into posted buffers, packets out of them
@@ -39,3 +40,4 @@ pub mod split;
 mod testing;
 mod tx;
 pub mod virtio_net;
+pub mod vring;

@@ -128,6 +128,15 @@ struct Segment {
     len: usize,
 }
 
+/// What the device may do with a place in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Write to it.
+    Write,
+}
+
 /// A place in guest memory that is written from its beginning on, while the lender of the memory keeps it mapped.
 #[derive(Debug)]
 pub struct Place<'a> {

@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 
-use crate::memory::{Place, Scatter};
+use crate::memory::{Access, GuestMemory, Place, Scatter};
 
 macro_rules! faults {
     ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
@@ -100,6 +100,38 @@ pub enum BadRing {
     },
 }
 
+/// Where a ring is and where it starts. The driver area is what a split ring calls its available ring, the device area its
+/// used ring (VIRTIO 1.3, 2.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Descriptors in it.
+    pub size: u16,
+    /// Guest address of the descriptor area.
+    pub descriptors: u64,
+    /// Guest address of the driver area.
+    pub driver: u64,
+    /// Guest address of the device area.
+    pub device: u64,
+}
+
+/// A chain of descriptors that was taken: what it takes to give it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// What the driver knows it by.
+    pub id: u16,
+    /// Entries of the ring that it takes; a split ring's take one each.
+    pub entries: u16,
+}
+
+impl Chain {
+    /// A chain that takes one entry.
+    #[must_use]
+    #[inline]
+    pub fn new(id: u16) -> Self {
+        Chain { id, entries: 1 }
+    }
+}
+
 /// Where a ring stands: what tells who waits for whom when nothing moves. Indices run freely from 0 to 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RingState {
@@ -131,7 +163,7 @@ pub trait Ring {
     /// The driver's index cannot be right.
     fn begin(&mut self) -> Result<u16, Fault>;
 
-    /// Takes the next chain: its buffers are appended to `readable` and `writable`. Returns the identifier to
+    /// Takes the next chain: its buffers are appended to `readable` and `writable`. Returns what to
     /// complete it with, or `None` if all have been taken.
     ///
     /// # Errors
@@ -140,12 +172,17 @@ pub trait Ring {
         &mut self,
         readable: &mut Scatter,
         writable: &mut Scatter,
-    ) -> Result<Option<u16>, Fault>;
+    ) -> Result<Option<Chain>, Fault>;
 
-    /// As [`Ring::fetch`], for most of what a driver posts to receive into: takes the next chain if it is one place in
-    /// one piece, for the device to write, of no less than `len` octets. Otherwise it stays, and [`Ring::fetch`]
-    /// tells what it is.
-    fn fetch_place(&mut self, len: usize) -> Option<(u16, Place<'_>)>;
+    /// As [`Ring::fetch`], for most of what a driver posts: takes the next chain if it is one place in one piece of
+    /// `memory`, for the device to access as `access` says, of no less than `len` octets. Otherwise it stays, and
+    /// [`Ring::fetch`] tells what it is.
+    fn fetch_place<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        len: usize,
+    ) -> Option<(Chain, Place<'m>)>;
 
     /// Where the next chain is taken from.
     fn position(&self) -> u16;
@@ -154,8 +191,8 @@ pub trait Ring {
     /// is fetched again, [`Ring::enable_kicks`] asks for a kick only for more than was available then.
     fn rewind(&mut self, position: u16);
 
-    /// Notes that the chain `id` has been used and `len` octets were written to it.
-    fn complete(&mut self, id: u16, len: u32);
+    /// Notes that `chain` has been used and `len` octets were written to it.
+    fn complete(&mut self, chain: Chain, len: u32);
 
     /// Shows the driver all chains completed since the last call.
     fn publish(&mut self);

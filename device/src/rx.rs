@@ -9,8 +9,10 @@ use zerocopy::IntoBytes;
 
 use crate::features::Features;
 use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
-use crate::ring::{Fault, Ring};
-use crate::virtio_net::Virtqueue;
+use crate::memory::Access;
+use crate::ring::{Chain, Fault, Ring};
+use crate::virtio_net::{Dma, Virtqueue, VirtqueueCounters};
+use crate::vring::Vring;
 
 /// What became of a frame.
 enum Outcome {
@@ -31,122 +33,154 @@ pub(crate) fn deliver(
     drops: &mut Drops,
     taken: &mut usize,
 ) -> Result<(), Fault> {
-    if queue.ring.begin()? == 0 {
-        return Ok(());
-    }
-    match features.header_len() {
-        USUAL_HEADER => burst::<USUAL_HEADER>(queue, features, frames, drops, taken),
-        MAX_HEADER => burst::<MAX_HEADER>(queue, features, frames, drops, taken),
-        _ => burst::<LEGACY_HEADER>(queue, features, frames, drops, taken),
+    let Virtqueue { dma, counters, .. } = queue;
+    let mut outcome = Outcomes {
+        counters,
+        drops,
+        taken,
+    };
+    match &mut queue.ring {
+        Vring::Split(ring) => by_header(ring, dma, features, frames, &mut outcome),
     }
 }
 
-/// [`deliver`] behind headers of `HEADER` octets: as a constant it makes their copy a few moves.
+/// Where it is counted what becomes of frames.
+struct Outcomes<'a> {
+    counters: &'a mut VirtqueueCounters,
+    drops: &'a mut Drops,
+    taken: &'a mut usize,
+}
+
+/// Chooses the [`burst`] for the length of the header: as a constant it makes the header's copy a few moves.
 #[inline]
-fn burst<const HEADER: usize>(
-    queue: &mut Virtqueue,
+fn by_header<R: Ring>(
+    ring: &mut R,
+    dma: &mut Dma,
     features: Features,
     frames: &[Frame],
-    drops: &mut Drops,
-    taken: &mut usize,
+    outcome: &mut Outcomes<'_>,
+) -> Result<(), Fault> {
+    if ring.begin()? == 0 {
+        return Ok(());
+    }
+    match features.header_len() {
+        USUAL_HEADER => burst::<R, USUAL_HEADER>(ring, dma, features, frames, outcome),
+        MAX_HEADER => burst::<R, MAX_HEADER>(ring, dma, features, frames, outcome),
+        _ => burst::<R, LEGACY_HEADER>(ring, dma, features, frames, outcome),
+    }
+}
+
+/// [`deliver`] on one kind of ring behind headers of `HEADER` octets.
+#[inline]
+fn burst<R: Ring, const HEADER: usize>(
+    ring: &mut R,
+    dma: &mut Dma,
+    features: Features,
+    frames: &[Frame],
+    outcome: &mut Outcomes<'_>,
 ) -> Result<(), Fault> {
     for frame in frames {
         let needed = HEADER + frame.len();
-        if let Some((id, mut place)) = queue.ring.fetch_place(needed) {
+        if let Some((chain, mut place)) = ring.fetch_place(&dma.memory, Access::Write, needed) {
             let header = NetHeader::received(frame, 1, features);
             place.write(&header.as_bytes()[..HEADER]);
             place.write(frame.bytes());
-            queue.ring.complete(id, needed as u32);
-            queue.counters.received(frame);
+            ring.complete(chain, needed as u32);
+            outcome.counters.received(frame);
         } else {
-            let start = queue.ring.position();
-            let outcome = gather(queue, features, frame);
-            match outcome.inspect_err(|_| queue.ring.rewind(start))? {
-                Outcome::Delivered => queue.counters.received(frame),
-                Outcome::TooSmall => drops.count(Drop::RxBufferTooSmall),
+            let start = ring.position();
+            let gathered = gather(ring, dma, features, frame);
+            match gathered.inspect_err(|_| ring.rewind(start))? {
+                Outcome::Delivered => outcome.counters.received(frame),
+                Outcome::TooSmall => outcome.drops.count(Drop::RxBufferTooSmall),
                 Outcome::NoBuffers => break,
             }
         }
-        *taken += 1;
+        *outcome.taken += 1;
     }
     Ok(())
 }
 
 /// Delivers `frame` into whatever the next chain is, if there are buffers for it.
 #[inline(never)] // so that the way of most packets is short
-fn gather(queue: &mut Virtqueue, features: Features, frame: &Frame) -> Result<Outcome, Fault> {
+fn gather<R: Ring>(
+    ring: &mut R,
+    dma: &mut Dma,
+    features: Features,
+    frame: &Frame,
+) -> Result<Outcome, Fault> {
     let needed = (features.header_len() + frame.len()) as u64;
-    let start = queue.ring.position();
-    queue.readable.clear();
-    queue.writable.clear();
-    let Some((id, room)) = fetch(queue)? else {
+    let start = ring.position();
+    dma.readable.clear();
+    dma.writable.clear();
+    let Some((chain, room)) = fetch(ring, dma)? else {
         return Ok(Outcome::NoBuffers);
     };
     if room >= needed {
-        write(queue, features, frame, 1);
-        queue.ring.complete(id, needed as u32);
+        write(dma, features, frame, 1);
+        ring.complete(chain, needed as u32);
         return Ok(Outcome::Delivered);
     }
-    queue.chains.clear();
-    queue.chains.push((id, room));
-    merge(queue, features, frame, start)
+    dma.chains.clear();
+    dma.chains.push((chain, room));
+    merge(ring, dma, features, frame, start)
 }
 
-/// Delivers `frame` into as many chains as it takes; the first is in `queue.chains`, taken at `start`.
+/// Delivers `frame` into as many chains as it takes; the first is in `dma.chains`, taken at `start`.
 #[cold]
-fn merge(
-    queue: &mut Virtqueue,
+fn merge<R: Ring>(
+    ring: &mut R,
+    dma: &mut Dma,
     features: Features,
     frame: &Frame,
     start: u16,
 ) -> Result<Outcome, Fault> {
     let mut left = (features.header_len() + frame.len()) as u64;
-    while queue.writable.len() < left {
-        let whole_ring = queue.chains.len() == usize::from(queue.ring.size());
+    while dma.writable.len() < left {
+        let whole_ring = dma.chains.len() == usize::from(ring.size());
         if !features.contains(Features::MRG_RXBUF) || whole_ring {
             // All the same the buffers go back to the driver, with nothing in them.
-            for &(id, _) in &queue.chains {
-                queue.ring.complete(id, 0);
+            for &(chain, _) in &dma.chains {
+                ring.complete(chain, 0);
             }
             return Ok(Outcome::TooSmall);
         }
-        let Some(chain) = fetch(queue)? else {
-            queue.ring.rewind(start);
+        let Some(next) = fetch(ring, dma)? else {
+            ring.rewind(start);
             return Ok(Outcome::NoBuffers);
         };
-        queue.chains.push(chain);
+        dma.chains.push(next);
     }
-    write(queue, features, frame, queue.chains.len() as u16);
-    for &(id, room) in &queue.chains {
+    write(dma, features, frame, dma.chains.len() as u16);
+    for &(chain, room) in &dma.chains {
         let here = left.min(room);
         left -= here;
-        queue.ring.complete(id, here as u32);
+        ring.complete(chain, here as u32);
     }
     Ok(Outcome::Delivered)
 }
 
-/// Takes the next chain: its identifier, and the octets that were added to `queue.writable`.
+/// Takes the next chain, and tells the octets that were added to `dma.writable`.
 #[inline]
-fn fetch(queue: &mut Virtqueue) -> Result<Option<(u16, u64)>, Fault> {
-    let before = queue.writable.len();
-    let (readable, writable) = (&mut queue.readable, &mut queue.writable);
-    let Some(id) = queue.ring.fetch(readable, writable)? else {
+fn fetch<R: Ring>(ring: &mut R, dma: &mut Dma) -> Result<Option<(Chain, u64)>, Fault> {
+    let before = dma.writable.len();
+    let Some(chain) = ring.fetch(&mut dma.readable, &mut dma.writable)? else {
         return Ok(None);
     };
-    let room = queue.writable.len() - before;
+    let room = dma.writable.len() - before;
     // Readable descriptors, too, are none that a driver posts here. Each octet of a frame could cost a walk
     // over as many of them as the ring is long.
-    if room == 0 || !queue.readable.is_empty() {
+    if room == 0 || !dma.readable.is_empty() {
         return Err(Fault::NotWritable);
     }
-    Ok(Some((id, room)))
+    Ok(Some((chain, room)))
 }
 
-/// Writes header and frame into `queue.writable`.
+/// Writes header and frame into `dma.writable`.
 #[inline]
-fn write(queue: &Virtqueue, features: Features, frame: &Frame, num_buffers: u16) {
+fn write(dma: &Dma, features: Features, frame: &Frame, num_buffers: u16) {
     let header = NetHeader::received(frame, num_buffers, features);
-    let mut cursor = queue.writable.cursor();
+    let mut cursor = dma.writable.cursor();
     cursor.write(&header.as_bytes()[..features.header_len()]);
     cursor.write(frame.bytes());
 }

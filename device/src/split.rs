@@ -16,22 +16,9 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::features::Features;
-use crate::memory::{GuestMemory, Place, Scatter};
+use crate::memory::{Access, GuestMemory, Place, Scatter};
 use crate::notify::{Notify, Word, Words};
-use crate::ring::{BadRing, Fault, Ring, RingState};
-
-/// Where a ring is and where it starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
-    /// Descriptors: a power of two.
-    pub size: u16,
-    /// Guest address of the descriptor table.
-    pub descriptors: u64,
-    /// Guest address of the available ring.
-    pub available: u64,
-    /// Guest address of the used ring.
-    pub used: u64,
-}
+use crate::ring::{BadRing, Chain, Fault, Layout, Ring, RingState};
 
 /// `struct virtq_desc`, copied out of guest memory.
 #[derive(Clone, Copy, FromBytes, IntoBytes)]
@@ -154,8 +141,9 @@ impl SplitRing {
         let Layout {
             size,
             descriptors,
-            available,
-            used,
+            driver: available,
+            device: used,
+            ..
         } = *layout;
         if !size.is_power_of_two() {
             return Err(BadRing::Size(size));
@@ -357,7 +345,7 @@ impl Ring for SplitRing {
         &mut self,
         readable: &mut Scatter,
         writable: &mut Scatter,
-    ) -> Result<Option<u16>, Fault> {
+    ) -> Result<Option<Chain>, Fault> {
         if self.next_available == self.available_index {
             return Ok(None);
         }
@@ -369,11 +357,16 @@ impl Ring for SplitRing {
         self.take(head, readable, writable)?;
         self.next_available += 1;
         self.short = false;
-        Ok(Some(head))
+        Ok(Some(Chain::new(head)))
     }
 
     #[inline(always)] // on the way of each packet, and small
-    fn fetch_place(&mut self, len: usize) -> Option<(u16, Place<'_>)> {
+    fn fetch_place<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        len: usize,
+    ) -> Option<(Chain, Place<'m>)> {
         if self.next_available == self.available_index {
             return None;
         }
@@ -384,13 +377,17 @@ impl Ring for SplitRing {
         }
         let descriptor = self.descriptor(head);
         let room = descriptor.len.get();
-        if descriptor.flags.get() != WRITE || (room as usize) < len {
+        let flags = match access {
+            Access::Read => 0,
+            Access::Write => WRITE,
+        };
+        if descriptor.flags.get() != flags || (room as usize) < len {
             return None;
         }
-        let place = Place::new(&self.memory, descriptor.addr.get(), room)?;
+        let place = Place::new(memory, descriptor.addr.get(), room)?;
         self.next_available += 1;
         self.short = false;
-        Some((head, place))
+        Some((Chain::new(head), place))
     }
 
     #[inline]
@@ -407,14 +404,14 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn complete(&mut self, id: u16, len: u32) {
+    fn complete(&mut self, chain: Chain, len: u32) {
         let slot = RING_HEADER + 4 * self.slot(self.next_used);
         debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.rings.size));
         // SAFETY: `new` made sure that the used ring is mapped and aligned to 4; `slot` is an entry of it.
         // The driver does not look at it before `publish`.
         unsafe {
             let element = self.rings.used.add(slot).cast::<u32>();
-            element.write_volatile(u32::from(id).to_le());
+            element.write_volatile(u32::from(chain.id).to_le());
             element.add(1).write_volatile(len.to_le());
         }
         self.next_used += 1;

@@ -20,7 +20,8 @@ use crate::features::Features;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 use crate::nic::Nic;
-use crate::split::Layout;
+use crate::ring::Layout;
+
 use crate::virtio_net::{QueueSetup, VirtqueueCounters};
 
 pub(crate) const NEXT: u16 = 1;
@@ -234,8 +235,8 @@ impl Driver {
         let layout = Layout {
             size,
             descriptors: base,
-            available: base + 16 * entries,
-            used: (base + 18 * entries + 6).next_multiple_of(4),
+            driver: base + 16 * entries,
+            device: (base + 18 * entries + 6).next_multiple_of(4),
         };
         let driver = Driver {
             guest: guest.clone(),
@@ -246,7 +247,7 @@ impl Driver {
             chains: HashMap::new(),
         };
         driver.set_available_index(start);
-        guest.write16(layout.used + 2, start);
+        guest.write16(layout.device + 2, start);
         driver
     }
 
@@ -294,8 +295,7 @@ impl Driver {
     /// Makes the chain at `head` available, whatever it is.
     pub(crate) fn post_head(&mut self, head: u16) {
         let slot = u64::from(self.available % self.layout.size);
-        self.guest
-            .write16(self.layout.available + 4 + 2 * slot, head);
+        self.guest.write16(self.layout.driver + 4 + 2 * slot, head);
         self.available = self.available.wrapping_add(1);
         self.set_available_index(self.available);
     }
@@ -313,36 +313,36 @@ impl Driver {
     }
 
     pub(crate) fn set_available_index(&self, index: u16) {
-        self.guest.write16(self.layout.available + 2, index);
+        self.guest.write16(self.layout.driver + 2, index);
     }
 
     pub(crate) fn set_available_flags(&self, flags: u16) {
-        self.guest.write16(self.layout.available, flags);
+        self.guest.write16(self.layout.driver, flags);
     }
 
     pub(crate) fn set_used_event(&self, index: u16) {
         self.guest.write16(
-            self.layout.available + 4 + 2 * u64::from(self.layout.size),
+            self.layout.driver + 4 + 2 * u64::from(self.layout.size),
             index,
         );
     }
 
     pub(crate) fn used_flags(&self) -> u16 {
-        self.guest.read16(self.layout.used)
+        self.guest.read16(self.layout.device)
     }
 
     pub(crate) fn used_index(&self) -> u16 {
-        self.guest.read16(self.layout.used + 2)
+        self.guest.read16(self.layout.device + 2)
     }
 
     pub(crate) fn avail_event(&self) -> u16 {
         self.guest
-            .read16(self.layout.used + 4 + 8 * u64::from(self.layout.size))
+            .read16(self.layout.device + 4 + 8 * u64::from(self.layout.size))
     }
 
     /// Guest address and length of the used ring's index and entries.
     pub(crate) fn used_ring(&self) -> (u64, u64) {
-        (self.layout.used + 2, 2 + 8 * u64::from(self.layout.size))
+        (self.layout.device + 2, 2 + 8 * u64::from(self.layout.size))
     }
 
     /// Takes back what the device has used since the last call: heads and lengths.
@@ -350,7 +350,7 @@ impl Driver {
         let mut used = Vec::new();
         while self.seen != self.used_index() {
             let slot = u64::from(self.seen % self.layout.size);
-            let at = self.layout.used + 4 + 8 * slot;
+            let at = self.layout.device + 4 + 8 * slot;
             let (id, len) = (self.guest.read32(at), self.guest.read32(at + 4));
             let id = u16::try_from(id).unwrap();
             let indices = self.chains.remove(&id).unwrap_or_default();

@@ -10,7 +10,8 @@ use zerocopy::IntoBytes;
 use crate::features::Features;
 use crate::header::{NetHeader, USUAL_HEADER};
 use crate::ring::{Fault, Ring};
-use crate::virtio_net::Virtqueue;
+use crate::virtio_net::{Dma, Virtqueue, VirtqueueCounters};
+use crate::vring::Vring;
 
 /// Reads up to `budget` packets, those dropped included, and counts them in `read`. The caller publishes.
 ///
@@ -26,47 +27,80 @@ pub(crate) fn fetch(
     drops: &mut Drops,
     read: &mut usize,
 ) -> Result<(), Fault> {
-    let available = queue.ring.begin()?;
+    let Virtqueue { dma, counters, .. } = queue;
+    let mut outcome = Outcomes {
+        counters,
+        pool,
+        frames,
+        drops,
+        read,
+    };
+    let enabled = queue.enabled;
+    match &mut queue.ring {
+        Vring::Split(ring) => burst(ring, dma, enabled, features, budget, &mut outcome),
+    }
+}
+
+/// Where packets go, and where it is counted what becomes of them.
+struct Outcomes<'a> {
+    counters: &'a mut VirtqueueCounters,
+    pool: &'a mut Pool,
+    frames: &'a mut Vec<Frame>,
+    drops: &'a mut Drops,
+    read: &'a mut usize,
+}
+
+/// [`fetch`] from one kind of ring.
+#[inline]
+fn burst<R: Ring>(
+    ring: &mut R,
+    dma: &mut Dma,
+    enabled: bool,
+    features: Features,
+    budget: usize,
+    outcome: &mut Outcomes<'_>,
+) -> Result<(), Fault> {
+    let available = ring.begin()?;
     for _ in 0..budget.min(usize::from(available)) {
-        queue.readable.clear();
-        queue.writable.clear();
-        let Some(id) = queue.ring.fetch(&mut queue.readable, &mut queue.writable)? else {
+        dma.readable.clear();
+        dma.writable.clear();
+        let Some(chain) = ring.fetch(&mut dma.readable, &mut dma.writable)? else {
             break;
         };
-        *read += 1;
-        let mut frame = pool.take();
-        let copied = if queue.enabled {
-            copy(queue, features, &mut frame)
+        *outcome.read += 1;
+        let mut frame = outcome.pool.take();
+        let copied = if enabled {
+            copy(dma, features, &mut frame)
         } else {
             Err(Drop::TxQueueDisabled)
         };
         match copied {
             Ok(()) => {
-                queue.counters.packets += 1;
-                queue.counters.bytes += frame.len() as u64;
-                frames.push(frame);
+                outcome.counters.packets += 1;
+                outcome.counters.bytes += frame.len() as u64;
+                outcome.frames.push(frame);
             }
             Err(reason) => {
-                drops.count(reason);
-                pool.give(frame);
+                outcome.drops.count(reason);
+                outcome.pool.give(frame);
             }
         }
-        queue.ring.complete(id, 0);
+        ring.complete(chain, 0);
     }
     Ok(())
 }
 
-/// Copies the packet in `queue.readable` into `frame`.
+/// Copies the packet in `dma.readable` into `frame`.
 #[inline]
-fn copy(queue: &Virtqueue, features: Features, frame: &mut Frame) -> Result<(), Drop> {
+fn copy(dma: &Dma, features: Features, frame: &mut Frame) -> Result<(), Drop> {
     let header_len = features.header_len();
-    let len = queue
+    let len = dma
         .readable
         .len()
         .checked_sub(header_len as u64)
         .ok_or(Drop::TxUndersize)? as usize;
     let mut header = NetHeader::default();
-    let mut cursor = queue.readable.cursor();
+    let mut cursor = dma.readable.cursor();
     match header_len {
         // Most drivers' length, as a constant: the copy is two moves.
         USUAL_HEADER => cursor.read(&mut header.as_mut_bytes()[..USUAL_HEADER]),

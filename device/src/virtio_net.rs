@@ -15,8 +15,8 @@ use serde::Serialize;
 use crate::features::Features;
 use crate::interrupt::Interrupt;
 use crate::memory::{GuestMemory, Scatter};
-use crate::ring::{BadRing, Fault, Ring, RingState};
-use crate::split::{Layout, SplitRing};
+use crate::ring::{BadRing, Chain, Fault, Layout, RingState};
+use crate::vring::Vring;
 use crate::{rx, tx};
 
 /// Counts of one virtqueue; they go on when the queue is set up again.
@@ -74,14 +74,21 @@ impl VirtqueueCounters {
     }
 }
 
-/// A virtqueue that is set up.
-pub(crate) struct Virtqueue {
-    pub(crate) ring: SplitRing,
+/// What the DMA engine of a virtqueue works with.
+pub(crate) struct Dma {
+    /// The guest's memory.
+    pub(crate) memory: Arc<GuestMemory>,
     /// The chain at hand: what the device may read, and what it may write.
     pub(crate) readable: Scatter,
     pub(crate) writable: Scatter,
-    /// Chains that one received packet spans: identifier and octets.
-    pub(crate) chains: Vec<(u16, u64)>,
+    /// Chains that one received packet spans, each with its octets.
+    pub(crate) chains: Vec<(Chain, u64)>,
+}
+
+/// A virtqueue that is set up.
+pub(crate) struct Virtqueue {
+    pub(crate) ring: Vring,
+    pub(crate) dma: Dma,
     /// Whether the front-end lets packets pass.
     pub(crate) enabled: bool,
     pub(crate) counters: VirtqueueCounters,
@@ -104,7 +111,7 @@ impl fmt::Debug for Virtqueue {
 
 impl Virtqueue {
     fn raise(&mut self) {
-        if !self.ring.needs_interrupt() {
+        if !self.ring.ring_mut().needs_interrupt() {
             self.counters.interrupts_suppressed += 1;
             return;
         }
@@ -252,15 +259,18 @@ impl VirtioNet {
             addr: layout.descriptors,
             len: 16 * u64::from(layout.size),
         })?;
-        let ring = SplitRing::new(memory.clone(), &layout, self.acked)?;
-        let size = usize::from(ring.size());
-        let next = ring.position();
+        let ring = Vring::new(memory.clone(), &layout, self.acked)?;
+        let size = usize::from(ring.ring().size());
+        let next = ring.ring().position();
         info!("queue {index} set up: {size} descriptors, from {next}");
         let mut queue = Virtqueue {
             ring,
-            readable: Scatter::new(memory.clone(), size),
-            writable: Scatter::new(memory, size),
-            chains: Vec::with_capacity(size),
+            dma: Dma {
+                readable: Scatter::new(memory.clone(), size),
+                writable: Scatter::new(memory.clone(), size),
+                chains: Vec::with_capacity(size),
+                memory,
+            },
             enabled: setup.enabled,
             counters: std::mem::take(&mut self.counters[index]),
             broken: false,
@@ -286,7 +296,7 @@ impl VirtioNet {
     /// that it would have taken.
     pub(crate) fn tear_down(&mut self, index: usize) -> Option<u16> {
         let queue = self.take(index)?;
-        let next = queue.ring.position();
+        let next = queue.ring.ring().position();
         info!("queue {index} stopped at {next}");
         Some(next)
     }
@@ -318,7 +328,7 @@ impl VirtioNet {
     /// The index of the next chain that virtqueue `index` takes, if it is set up.
     #[must_use]
     pub fn position(&self, index: usize) -> Option<u16> {
-        Some(self.queues.get(index)?.as_ref()?.ring.position())
+        Some(self.queues.get(index)?.as_ref()?.ring.ring().position())
     }
 
     /// Lets packets pass on virtqueue `index`, or not.
@@ -389,9 +399,9 @@ impl VirtioNet {
             return false;
         };
         if wanted {
-            queue.ring.enable_kicks()
+            queue.ring.ring_mut().enable_kicks()
         } else {
-            queue.ring.disable_kicks();
+            queue.ring.ring_mut().disable_kicks();
             false
         }
     }
@@ -399,7 +409,8 @@ impl VirtioNet {
     /// Where each virtqueue's ring stands, of those that are set up.
     #[must_use]
     pub fn rings(&self) -> Vec<Option<RingState>> {
-        let state = |queue: &Option<Virtqueue>| queue.as_ref().map(|queue| queue.ring.state());
+        let state =
+            |queue: &Option<Virtqueue>| queue.as_ref().map(|queue| queue.ring.ring().state());
         self.queues.iter().map(state).collect()
     }
 
@@ -443,7 +454,7 @@ impl Host for VirtioNet {
         };
         let mut taken = 0;
         let result = rx::deliver(queue, features, frames, drops, &mut taken);
-        queue.ring.publish();
+        queue.ring.ring_mut().publish();
         self.judge(index, result);
         taken
     }
@@ -469,7 +480,7 @@ impl Host for VirtioNet {
 
     fn complete_tx(&mut self, queue: QueueIndex) {
         self.each(virtqueue(queue, Direction::Transmit), |queue| {
-            queue.ring.publish();
+            queue.ring.ring_mut().publish();
         });
     }
 

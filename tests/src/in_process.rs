@@ -18,7 +18,7 @@ use nic_device::config;
 use nic_device::features::Features;
 use nic_device::interrupt::Interrupt;
 use nic_device::memory::GuestMemory as Mapped;
-use nic_device::split::Layout;
+use nic_device::ring::Layout;
 use nic_device::virtio_net::QueueSetup;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::Machine;
@@ -161,8 +161,8 @@ impl InProcess {
             layout: Layout {
                 size: queue.size,
                 descriptors: queue.layout.desc,
-                available: queue.layout.avail,
-                used: queue.layout.used,
+                driver: queue.layout.avail,
+                device: queue.layout.used,
             },
             enabled: true,
             interrupt: Some(Box::new(Counter(

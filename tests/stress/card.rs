@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nic_device::memory::{GuestMemory, Scatter};
-use nic_device::ring::Ring;
+use nic_device::ring::{Chain, Ring};
 use nic_device::split::SplitRing;
 
 use crate::chance::Chance;
@@ -95,14 +95,14 @@ impl<'a> Card<'a> {
         self.readable.clear();
         self.writable.clear();
         let span = self.traffic.span(self.moved);
-        let mut ids = [0; 2];
-        for id in &mut ids[..usize::from(span)] {
+        let mut chains = [Chain::new(0); 2];
+        for chain in &mut chains[..usize::from(span)] {
             let fetched = self.ring.fetch(&mut self.readable, &mut self.writable);
             let Some(fetched) = fetched.expect("a sound ring") else {
                 self.ring.rewind(start);
                 return false;
             };
-            *id = fetched;
+            *chain = fetched;
         }
         let mut number = [0; BUFFER];
         let mut len = 0;
@@ -117,8 +117,8 @@ impl<'a> Card<'a> {
             }
             len = BUFFER as u32;
         }
-        for &id in &ids[..usize::from(span)] {
-            self.ring.complete(id, len);
+        for &chain in &chains[..usize::from(span)] {
+            self.ring.complete(chain, len);
         }
         self.moved += 1;
         self.watch.card_moved(self.moved);

@@ -22,7 +22,8 @@ use std::time::Instant;
 
 use nic_device::features::Features;
 use nic_device::memory::GuestMemory as Mapped;
-use nic_device::split::{Layout, SplitRing};
+use nic_device::ring::Layout;
+use nic_device::split::SplitRing;
 use nic_guest::memory::{GuestMemory, PAGE_SIZE};
 use nic_guest::ring::raw::RawRing;
 use nic_guest::ring::split::{SplitQueue, SplitQueueOptions};
@@ -93,8 +94,8 @@ fn pass(traffic: Traffic, event_idx: bool, entries: u16, packets: u64, seed: u64
     let layout = Layout {
         size: entries,
         descriptors: at.desc,
-        available: at.avail,
-        used: at.used,
+        driver: at.avail,
+        device: at.used,
     };
     let features = if event_idx {
         Features::EVENT_IDX

@@ -6,6 +6,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::ring;
 use crate::testing::{
     BORDER, BUFFERS, Buffer, Descriptor, Driver, Guest, HOLE, HOLE_END, INDIRECT, NEXT, WRITE,
     garbage, noise, readable, reference, start, writable,
@@ -35,7 +36,8 @@ impl Device {
     fn fetch(&mut self) -> Result<Option<u16>, Fault> {
         self.readable.clear();
         self.writable.clear();
-        self.ring.fetch(&mut self.readable, &mut self.writable)
+        let chain = self.ring.fetch(&mut self.readable, &mut self.writable)?;
+        Ok(chain.map(|chain| chain.id))
     }
 
     fn begin_and_fetch(&mut self) -> Result<Option<u16>, Fault> {
@@ -48,7 +50,7 @@ impl Device {
         self.ring.begin().unwrap();
         for _ in 0..count {
             let head = self.fetch().unwrap().unwrap();
-            self.ring.complete(head, 0);
+            self.ring.complete(ring::Chain::new(head), 0);
         }
         self.ring.publish();
     }
@@ -66,10 +68,10 @@ fn oracle(driver: &Driver, event_idx: bool, start: u16) -> Queue {
         .try_set_desc_table_address(GuestAddress(driver.layout.descriptors))
         .unwrap();
     queue
-        .try_set_avail_ring_address(GuestAddress(driver.layout.available))
+        .try_set_avail_ring_address(GuestAddress(driver.layout.driver))
         .unwrap();
     queue
-        .try_set_used_ring_address(GuestAddress(driver.layout.used))
+        .try_set_used_ring_address(GuestAddress(driver.layout.device))
         .unwrap();
     queue.set_event_idx(event_idx);
     queue.set_next_avail(start);
@@ -163,7 +165,7 @@ proptest! {
             heads.rotate_left(turn);
             for (&head, &len) in heads.iter().zip(&lengths) {
                 let before = driver.used_index();
-                device.ring.complete(head, u32::from(len));
+                device.ring.complete(ring::Chain::new(head), u32::from(len));
                 prop_assert_eq!(driver.used_index(), before, "shown before it is published");
                 queue.add_used(&*copy.mapped, head, u32::from(len)).unwrap();
             }
@@ -357,11 +359,11 @@ fn a_ring_must_be_in_memory_aligned_and_of_a_size_that_is_a_power_of_two() {
         misaligned("descriptor table", 8, 16)
     );
     assert_eq!(
-        refused(&|l| l.available = 9, BASE),
+        refused(&|l| l.driver = 9, BASE),
         misaligned("available ring", 9, 2)
     );
     assert_eq!(
-        refused(&|l| l.used = 10, BASE),
+        refused(&|l| l.device = 10, BASE),
         misaligned("used ring", 10, 4)
     );
     let unmapped = |part, addr, len| BadRing::Unmapped { part, addr, len };
@@ -375,25 +377,33 @@ fn a_ring_must_be_in_memory_aligned_and_of_a_size_that_is_a_power_of_two() {
     SplitRing::new(
         guest.memory.clone(),
         &Layout {
-            available: at,
+            driver: at,
             ..layout
         },
         BASE,
     )
     .unwrap();
     assert_eq!(
-        refused(&|l| l.available = at, WITH_EVENTS),
+        refused(&|l| l.driver = at, WITH_EVENTS),
         unmapped("available ring", at, 22)
     );
     let at = HOLE - 68;
-    SplitRing::new(guest.memory.clone(), &Layout { used: at, ..layout }, BASE).unwrap();
+    SplitRing::new(
+        guest.memory.clone(),
+        &Layout {
+            device: at,
+            ..layout
+        },
+        BASE,
+    )
+    .unwrap();
     assert_eq!(
-        refused(&|l| l.used = at, WITH_EVENTS),
+        refused(&|l| l.device = at, WITH_EVENTS),
         unmapped("used ring", at, 70)
     );
     let at = u64::MAX - 3;
     assert_eq!(
-        refused(&|l| l.used = at, BASE),
+        refused(&|l| l.device = at, BASE),
         unmapped("used ring", at, 68)
     );
 }
@@ -405,8 +415,8 @@ fn a_mapping_at_an_odd_guest_address_makes_no_misaligned_ring() {
     let layout = Layout {
         size: 8,
         descriptors: 0x1010,
-        available: 0x1100,
-        used: 0x1200,
+        driver: 0x1100,
+        device: 0x1200,
     };
     let refused = SplitRing::new(guest.memory.clone(), &layout, BASE).unwrap_err();
     assert!(matches!(refused, BadRing::Misaligned { .. }), "{refused}");
@@ -884,7 +894,7 @@ proptest! {
             loop {
                 // A chain may be written over the ring itself; then what counts is what stands there now.
                 let slot = u64::from(start.wrapping_add(used) % size);
-                let head = guest.read16(driver.layout.available + 4 + 2 * slot);
+                let head = guest.read16(driver.layout.driver + 4 + 2 * slot);
                 match device.fetch() {
                     Ok(None) => {
                         prop_assert_eq!(used, claimed);
@@ -904,7 +914,7 @@ proptest! {
                         allowed.extend(room.map(|b| (b.addr, u64::from(b.len))));
                         let written = device.writable.cursor().write(&vec![0xa5; fill]);
                         prop_assert_eq!(written as u64, lengths[1].min(fill as u64));
-                        device.ring.complete(id, written as u32);
+                        device.ring.complete(ring::Chain::new(id), written as u32);
                         used += 1;
                     }
                     Err(fault) => {
@@ -916,7 +926,7 @@ proptest! {
                 prop_assert!(used <= size);
             }
             device.ring.publish();
-            if allowed.iter().all(|&(addr, _)| addr >= driver.layout.used) {
+            if allowed.iter().all(|&(addr, _)| addr >= driver.layout.device) {
                 prop_assert_eq!(driver.used_index(), start.wrapping_add(used));
             }
         }

@@ -220,7 +220,7 @@ fn assert_stopped(bench: &mut Bench, index: usize, fault: Fault) {
         .into_iter()
         .filter(|&other| other != index);
     let others: Vec<_> = others
-        .map(|other| (bench.drivers[other].layout.used, 2))
+        .map(|other| (bench.drivers[other].layout.device, 2))
         .collect();
     assert_eq!(bench.guest.changed_outside(&before, &others), None);
     assert_eq!(
@@ -516,7 +516,7 @@ fn after_tear_down_nothing_of_a_queue_is_touched() {
     bench.arrive(&[broadcast(60, 1)]);
     bench.nic.idle(bench.now);
     bench.nic.rings().busy();
-    let control = (bench.drivers[CONTROL].layout.used, 0x1000);
+    let control = (bench.drivers[CONTROL].layout.device, 0x1000);
     assert_eq!(bench.guest.changed_outside(&before, &[control]), None);
     assert_eq!(bench.counters(RX).packets, 2, "counts go on");
     // Set up again, they go on where they stood.
