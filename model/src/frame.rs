@@ -4,6 +4,8 @@
 //! the DMA engine put them. Whoever ends a frame's way gives it back to the [`Pool`], so that nothing
 //! is allocated once the pool has warmed up.
 
+use std::ops::{Deref, DerefMut};
+
 use crate::rss::HashReport;
 use crate::time::Nanos;
 
@@ -45,16 +47,21 @@ pub enum Checksum {
     },
 }
 
-/// One Ethernet frame: a buffer of the pool and what the card knows of its contents.
+/// One Ethernet frame: a handle, the size of a pointer, to a buffer of the pool and what the card knows of its contents.
 #[derive(Debug)]
-pub struct Frame {
+pub struct Frame(Box<Contents>);
+
+/// What a [`Frame`] refers to: a cache line, and the buffer.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Contents {
     buffer: Box<[u8]>,
     len: u32,
-    /// When its last bit arrived (receive) or will have left (transmit).
-    pub arrival: Nanos,
     /// Octets that the line carried and the buffer has no room for: too long for the card, and longer on the line
     /// than it is here.
     pub excess: u32,
+    /// When its last bit arrived (receive) or will have left (transmit).
+    pub arrival: Nanos,
     /// The hash that it was steered by, 0 if there is none.
     pub hash: u32,
     /// What was hashed.
@@ -65,7 +72,22 @@ pub struct Frame {
     pub checksum: Checksum,
 }
 
-impl Frame {
+impl Deref for Frame {
+    type Target = Contents;
+    #[inline]
+    fn deref(&self) -> &Contents {
+        &self.0
+    }
+}
+
+impl DerefMut for Frame {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Contents {
+        &mut self.0
+    }
+}
+
+impl Contents {
     /// The frame's octets, from the destination address on.
     #[must_use]
     #[inline]
@@ -80,7 +102,7 @@ impl Frame {
     }
 
     /// The whole buffer, whatever the frame's length: where a wire or the DMA engine writes before it
-    /// calls [`Frame::set_len`].
+    /// calls [`Contents::set_len`].
     #[inline]
     pub fn buffer_mut(&mut self) -> &mut [u8] {
         &mut self.buffer
@@ -116,7 +138,7 @@ impl Frame {
 /// Buffers of one size, used again and again, the last one given back first (it is still in the cache).
 #[derive(Debug)]
 pub struct Pool {
-    free: Vec<Box<[u8]>>,
+    free: Vec<Frame>,
     buffer_size: usize,
     lent: usize,
 }
@@ -148,27 +170,39 @@ impl Pool {
     #[inline]
     pub fn take(&mut self) -> Frame {
         self.lent += 1;
-        let buffer = match self.free.pop() {
-            Some(buffer) => buffer,
-            None => vec![0; self.buffer_size].into_boxed_slice(),
+        let Some(mut frame) = self.free.pop() else {
+            return self.make();
         };
-        Frame {
-            buffer,
+        let contents = &mut *frame;
+        contents.len = 0;
+        contents.excess = 0;
+        contents.arrival = Nanos::ZERO;
+        contents.hash = 0;
+        contents.hash_report = HashReport::None;
+        contents.fcs = Fcs::Offloaded;
+        contents.checksum = Checksum::Unknown;
+        frame
+    }
+
+    #[cold]
+    fn make(&self) -> Frame {
+        Frame(Box::new(Contents {
+            buffer: vec![0; self.buffer_size].into_boxed_slice(),
             len: 0,
-            arrival: Nanos::ZERO,
             excess: 0,
+            arrival: Nanos::ZERO,
             hash: 0,
             hash_report: HashReport::None,
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,
-        }
+        }))
     }
 
     /// Takes a frame's buffer back.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
         self.lent -= 1;
-        self.free.push(frame.buffer);
+        self.free.push(frame);
     }
 
     /// A frame comes from another pool of buffers of this size, to be given to this one in the end.
@@ -186,9 +220,9 @@ impl Pool {
     /// Takes the buffers of all `frames` back.
     #[inline]
     pub fn give_all(&mut self, frames: impl IntoIterator<Item = Frame>) {
-        for frame in frames {
-            self.give(frame);
-        }
+        let before = self.free.len();
+        self.free.extend(frames);
+        self.lent -= self.free.len() - before;
     }
 }
 
