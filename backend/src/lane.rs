@@ -154,14 +154,9 @@ impl PortLane {
         self.delivered.pop().ok()
     }
 
-    /// Takes up to `budget` packets into the pool of `port` and has `send` send each. Returns how many.
+    /// Takes up to `budget` packets into the pool of `port` and appends them to `packets`. Returns how many.
     #[inline]
-    pub fn take(
-        &mut self,
-        budget: usize,
-        port: &mut Port,
-        mut send: impl FnMut(&mut Port, Frame),
-    ) -> usize {
+    pub fn take(&mut self, budget: usize, port: &mut Port, packets: &mut Vec<Frame>) -> usize {
         let mut taken = 0;
         while taken < budget {
             let Ok(frame) = self.packets.pop() else {
@@ -175,7 +170,7 @@ impl PortLane {
                 Ok(()) => port.pool.part_with(),
                 Err(PushError::Full(spare)) => port.pool.give(spare),
             }
-            send(port, frame);
+            packets.push(frame);
         }
         self.given |= taken > 0;
         taken
@@ -195,14 +190,16 @@ impl WorkerLane {
         self.received.pop().ok()
     }
 
-    /// Gives a frame back that the host has, or that was dropped.
+    /// Gives frames back that the host has, or that were dropped.
     ///
     /// # Panics
-    /// If it did not come from here.
+    /// If they did not come from here.
     #[inline]
-    pub fn give_back(&mut self, frame: Frame) {
-        let pushed = self.delivered.push(frame);
-        pushed.expect("as many frames come back as came");
+    pub fn give_back(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        for frame in frames {
+            let pushed = self.delivered.push(frame);
+            pushed.expect("as many frames come back as came");
+        }
     }
 
     /// Whether the port takes a burst of packets.
@@ -261,14 +258,14 @@ mod tests {
             port.push(frame);
             let frame = worker.received().expect("a frame");
             assert_eq!(frame.bytes(), [round; 60]);
-            worker.give_back(frame);
+            worker.give_back([frame]);
             card.pool.give(port.delivered().expect("a frame"));
             // The other way, and a buffer back.
             let packets: Vec<_> = (0..BURST).map(|_| theirs.take()).collect();
             assert!(worker.has_room());
             worker.send(&mut theirs, packets.into_iter());
             let mut sent = Vec::new();
-            let taken = port.take(1000, &mut card, |_, frame| sent.push(frame));
+            let taken = port.take(1000, &mut card, &mut sent);
             assert_eq!(taken, BURST);
             card.pool.give_all(sent);
             assert_eq!((card.pool.lent(), theirs.lent()), (0, 0));

@@ -9,6 +9,7 @@
 //! A flow has one queue, a queue has one worker, and a lane keeps its order; so a flow keeps its order. The port asks the
 //! workers for what a control command needs and waits for them; they never wait for the port.
 
+use std::collections::vec_deque::Drain;
 use std::sync::Arc;
 
 use nic_device::control::{self, Context, ControlCounters, HalfCounters, Pairs};
@@ -34,6 +35,8 @@ pub struct PortSide {
     port: Port,
     wire: Box<dyn Wire>,
     rx: Vec<Frame>,
+    /// Packets of one queue on their way to the line.
+    packets: Vec<Frame>,
     tx: Vec<Frame>,
     lanes: Vec<PortLane>,
     /// The control queue's ring, and no other.
@@ -95,6 +98,7 @@ impl PortSide {
             port: Port::new(config),
             wire,
             rx: Vec::with_capacity(BURST),
+            packets: Vec::with_capacity(BURST),
             tx: Vec::with_capacity(BURST),
             lanes,
             device: VirtioNet::new(config.queue_pairs, features),
@@ -110,9 +114,8 @@ impl PortSide {
     /// Takes what the workers are done with out of the account of the FIFOs.
     fn collect(&mut self) {
         for (index, lane) in self.lanes.iter_mut().enumerate() {
-            while let Some(frame) = lane.delivered() {
-                self.port.release(QueueIndex(index as u16), frame);
-            }
+            let delivered = std::iter::from_fn(|| lane.delivered());
+            self.port.release(QueueIndex(index as u16), delivered);
         }
     }
 
@@ -131,10 +134,12 @@ impl PortSide {
     }
 
     fn transmit(&mut self, now: Nanos) -> bool {
-        let (lanes, tx) = (&mut self.lanes, &mut self.tx);
+        let (lanes, packets, tx) = (&mut self.lanes, &mut self.packets, &mut self.tx);
         let worked = self.port.transmit(now, |port, queue| {
             let lane = &mut lanes[usize::from(queue.0)];
-            lane.take(BURST, port, |port, frame| port.send(now, queue, frame, tx))
+            let taken = lane.take(BURST, port, packets);
+            port.send(now, queue, packets, tx);
+            taken
         });
         if !self.tx.is_empty() {
             let pool = &mut self.port.pool;
@@ -277,7 +282,7 @@ impl Body for QueueSide {
                 self.queues.push(queue, frame);
                 worked = true;
             }
-            let give_back = |frame| lane.give_back(frame);
+            let give_back = |frames: Drain<'_, Frame>| lane.give_back(frames);
             let device = &mut self.device;
             worked |= self.queues.deliver(queue, now, now, device, give_back);
             if lane.has_room() && self.queues.fetch(queue, now, &mut self.pool, device) > 0 {
@@ -359,7 +364,7 @@ impl Pairs for Workers {
                 while let Some(frame) = lane.received() {
                     side.queues.push(queue, frame);
                 }
-                side.queues.abandon(queue, |frame| lane.give_back(frame));
+                side.queues.abandon(queue, |frames| lane.give_back(frames));
             }
         });
         // They come back by the lane.

@@ -117,7 +117,7 @@ impl Pairs for Local<'_> {
 
     fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame> {
         let mut frames = Vec::new();
-        self.queues.abandon(queue, |frame| frames.push(frame));
+        self.queues.abandon(queue, |stale| frames.extend(stale));
         frames
     }
 

@@ -5,7 +5,7 @@
 //! RFC 8200 (8.1). Fragments are not verified: the sum covers the whole datagram. A frame with a wrong
 //! checksum is not dropped here, the host's stack judges it; the card only says what it found.
 
-use crate::frame::Frame;
+use crate::frame::Contents;
 use crate::parse::{Network, Summary, Transport};
 
 /// What the engine found in a received frame.
@@ -58,18 +58,24 @@ fn words(bytes: &[u8], mut total: u64) -> u64 {
 }
 
 #[cold]
-fn words_of_both(one: &[u8], other: &[u8]) -> u64 {
-    words(one, words(other, 0))
+fn words_of_both(one: &[u8], other: &[u8], initial: u64) -> u64 {
+    words(one, words(other, initial))
+}
+
+/// Folds a sum of words into 16 bits.
+#[inline]
+fn fold(total: u64) -> u16 {
+    let total = (total >> 32) + (total & 0xffff_ffff);
+    let total = (total >> 16) + (total & 0xffff);
+    let total = (total >> 16) + (total & 0xffff);
+    let total = (total >> 16) + (total & 0xffff);
+    total as u16
 }
 
 /// Folds a sum of little-endian words into 16 bits, and adds `initial`, which is a number below 2^31.
 #[inline]
 fn finish(total: u64, initial: u64) -> u16 {
-    let mut total = (total >> 32) + (total & 0xffff_ffff);
-    total = (total >> 16) + (total & 0xffff);
-    total = (total >> 16) + (total & 0xffff);
-    total = (total >> 16) + (total & 0xffff);
-    let mut sum = u32::from((total as u16).swap_bytes()) + initial as u32;
+    let mut sum = u32::from(fold(total).swap_bytes()) + initial as u32;
     sum = (sum >> 16) + (sum & 0xffff);
     sum = (sum >> 16) + (sum & 0xffff);
     sum as u16
@@ -80,7 +86,7 @@ fn finish(total: u64, initial: u64) -> u16 {
 #[inline]
 pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     let protocol = match summary.transport {
-        Transport::Tcp => 6,
+        Transport::Tcp => 6_u8,
         Transport::Udp => 17,
         Transport::None => return Verdict::None,
     };
@@ -108,17 +114,17 @@ pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
             return Verdict::None;
         }
     }
+    // All ones is zero in this arithmetic; the protocol's number sees to it that it is not the other one. No packet of IP is
+    // longer than 16 bits say.
+    let pseudo = u64::from((segment.len() as u16).swap_bytes())
+        + u64::from(u16::from(protocol).swap_bytes());
     let total = if transport == header_end {
-        words(packet, 0)
+        words(packet, pseudo)
     } else {
         // What is between them does not count.
-        words_of_both(segment, &packet[..header_end - addresses])
+        words_of_both(segment, &packet[..header_end - addresses], pseudo)
     };
-    let pseudo = (protocol + segment.len()) as u32;
-    // All ones is zero in this arithmetic; the protocol's number sees to it that it is not the other one.
-    let pseudo =
-        u64::from((pseudo as u16).swap_bytes()) + u64::from(((pseudo >> 16) as u16).swap_bytes());
-    if (total % 0xffff + pseudo).is_multiple_of(0xffff) {
+    if fold(total) == 0xffff {
         Verdict::Good
     } else {
         Verdict::Bad
@@ -135,7 +141,7 @@ pub struct OutOfFrame;
 /// # Errors
 /// [`OutOfFrame`] if the field is not within the frame.
 #[inline]
-pub fn insert(frame: &mut Frame, start: u16, offset: u16) -> Result<(), OutOfFrame> {
+pub fn insert(frame: &mut Contents, start: u16, offset: u16) -> Result<(), OutOfFrame> {
     let start = usize::from(start);
     let covered = frame.bytes_mut().get_mut(start..).ok_or(OutOfFrame)?;
     let offset = usize::from(offset);

@@ -5,9 +5,9 @@
 //! without flow control does it. The frames themselves are with whoever serves the queue ([`Fifo`]).
 
 use std::collections::VecDeque;
+use std::collections::vec_deque::Drain;
 
-use crate::frame::{FCS, Frame};
-use crate::mac::MIN_FRAME;
+use crate::frame::Frame;
 
 /// What is in the FIFO of one queue, as the port counts it: from the filter to the return of the buffer.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +30,11 @@ impl Occupancy {
         }
     }
 
-    /// Makes room for `frame`. Returns false if there is none.
+    /// Makes room for a frame of `octets`. Returns false if there is none.
     #[inline]
     #[must_use]
-    pub fn push(&mut self, frame: &Frame) -> bool {
-        let octets = self.octets + octets_in_fifo(frame);
+    pub fn push(&mut self, octets: usize) -> bool {
+        let octets = self.octets + octets;
         if octets > self.capacity {
             return false;
         }
@@ -43,11 +43,11 @@ impl Occupancy {
         true
     }
 
-    /// `frame`, the oldest, has left.
+    /// The oldest `frames` have left, of `octets` together.
     #[inline]
-    pub fn drain(&mut self, frame: &Frame) {
-        self.octets -= octets_in_fifo(frame);
-        self.drained += 1;
+    pub fn drain(&mut self, frames: usize, octets: usize) {
+        self.octets -= octets;
+        self.drained += frames as u64;
     }
 
     /// Octets that there is room for.
@@ -76,12 +76,6 @@ impl Occupancy {
     pub fn drained(&self) -> u64 {
         self.drained
     }
-}
-
-/// Octets that `frame`, of which the MAC has removed the check sequence, takes.
-#[inline]
-fn octets_in_fifo(frame: &Frame) -> usize {
-    (frame.len() + FCS).max(MIN_FRAME)
 }
 
 /// The frames in the FIFO of one queue.
@@ -121,16 +115,11 @@ impl Fifo {
         self.frames.get(n)
     }
 
-    /// Removes the `count` oldest frames and hands them to `sink`.
+    /// Removes the `count` oldest frames.
     #[inline]
-    pub fn drain(&mut self, count: usize, sink: impl FnMut(Frame)) {
-        self.frames
-            .drain(..count.min(self.frames.len()))
-            .for_each(sink);
-        if self.frames.is_empty() {
-            // Starts again at the first slot, so that the next burst lies in one piece.
-            self.frames.clear();
-        }
+    pub fn drain(&mut self, count: usize) -> Drain<'_, Frame> {
+        // One that gets empty starts again at the first slot, so that the next burst lies in one piece.
+        self.frames.drain(..count.min(self.frames.len()))
     }
 
     /// Frames in the FIFO.
@@ -152,6 +141,7 @@ impl Fifo {
 mod tests {
     use super::*;
     use crate::frame::Pool;
+    use crate::phy;
 
     fn frame(pool: &mut Pool, len: usize) -> Frame {
         let mut frame = pool.take();
@@ -164,20 +154,19 @@ mod tests {
         let mut pool = Pool::new(2048);
         let (mut fifo, mut occupancy) = (Fifo::default(), Occupancy::new(2 * 64 + 1000));
         for (len, fits) in [(20, true), (996, true), (61, false), (60, true)] {
-            let frame = frame(&mut pool, len);
-            assert_eq!(occupancy.push(&frame), fits);
+            let mut frame = frame(&mut pool, len);
+            frame.octets = phy::octets_on_line(&frame) as u32;
+            assert_eq!(occupancy.push(frame.octets as usize), fits);
             if fits {
                 fifo.push(frame);
             }
         }
         assert_eq!((fifo.len(), occupancy.pushed()), (3, 3));
         assert_eq!((occupancy.octets(), occupancy.free()), (1128, 0));
-        let mut lens = Vec::new();
-        fifo.drain(2, |frame| {
-            occupancy.drain(&frame);
-            lens.push(frame.len());
-        });
-        assert_eq!(lens, [20, 996]);
+        let frames: Vec<_> = fifo.drain(2).collect();
+        occupancy.drain(2, frames.iter().map(|frame| frame.octets as usize).sum());
+        assert_eq!(frames[0].len(), 20);
+        assert_eq!(frames[1].len(), 996);
         assert_eq!((fifo.len(), occupancy.octets()), (1, 64));
         assert_eq!((occupancy.pushed(), occupancy.drained()), (3, 2));
     }

@@ -60,6 +60,8 @@ pub struct Contents {
     /// Octets that the line carried and the buffer has no room for: too long for the card, and longer on the line
     /// than it is here.
     pub excess: u32,
+    /// Octets that it took on the line, with padding and check sequence; known once the port has received it.
+    pub octets: u32,
     /// When its last bit arrived (receive) or will have left (transmit).
     pub arrival: Nanos,
     /// The hash that it was steered by, 0 if there is none.
@@ -176,6 +178,7 @@ impl Pool {
         let contents = &mut *frame;
         contents.len = 0;
         contents.excess = 0;
+        contents.octets = 0;
         contents.arrival = Nanos::ZERO;
         contents.hash = 0;
         contents.hash_report = HashReport::None;
@@ -190,6 +193,7 @@ impl Pool {
             buffer: vec![0; self.buffer_size].into_boxed_slice(),
             len: 0,
             excess: 0,
+            octets: 0,
             arrival: Nanos::ZERO,
             hash: 0,
             hash_report: HashReport::None,

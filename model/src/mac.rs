@@ -7,7 +7,7 @@
 
 use crate::checksum;
 use crate::counters::Drop;
-use crate::frame::{Checksum, ETHERNET_HEADER, FCS, Fcs, Frame, VLAN_TAG};
+use crate::frame::{Checksum, Contents, ETHERNET_HEADER, FCS, Fcs, VLAN_TAG};
 
 /// The shortest frame, in octets with its check sequence.
 pub const MIN_FRAME: usize = 64;
@@ -55,7 +55,7 @@ impl Mac {
     /// # Errors
     /// The reason for which it is no valid frame.
     #[inline]
-    pub fn accept(&self, frame: &mut Frame) -> Result<(), Drop> {
+    pub fn accept(&self, frame: &mut Contents) -> Result<(), Drop> {
         match frame.fcs {
             Fcs::Offloaded => {
                 if frame.len() < ETHERNET_HEADER {
@@ -70,7 +70,7 @@ impl Mac {
         }
     }
 
-    fn check(&self, frame: &mut Frame) -> Result<(), Drop> {
+    fn check(&self, frame: &mut Contents) -> Result<(), Drop> {
         let good = frame
             .bytes()
             .split_last_chunk::<FCS>()
@@ -95,7 +95,7 @@ impl Mac {
     /// # Errors
     /// The reason for which it cannot be sent.
     #[inline]
-    pub fn prepare(&self, frame: &mut Frame) -> Result<bool, Drop> {
+    pub fn prepare(&self, frame: &mut Contents) -> Result<bool, Drop> {
         let len = frame.len();
         if len < ETHERNET_HEADER {
             return Err(Drop::TxUndersize);
@@ -131,7 +131,7 @@ fn tags(frame: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Pool;
+    use crate::frame::{Frame, Pool};
 
     fn with_fcs(pool: &mut Pool, len: usize, damage: bool) -> Frame {
         let mut frame = pool.take();

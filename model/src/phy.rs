@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::frame::{FCS, Fcs, Frame};
+use crate::frame::{Contents, FCS, Fcs};
 use crate::mac::MIN_FRAME;
 use crate::time::Nanos;
 
@@ -74,25 +74,24 @@ impl FromStr for Speed {
     }
 }
 
+/// The unit in which the line keeps time: a fiftieth of a nanosecond. An octet takes a whole number of them at every rate,
+/// so that no rounding adds up over frames; 64 bits last for eleven years.
+const TICKS_PER_NANO: u64 = 50;
+const PICOSECONDS_PER_TICK: u64 = 1_000 / TICKS_PER_NANO;
+
 /// One direction of the line: it carries one frame at a time, at the link's rate.
 #[derive(Debug)]
 pub struct Line {
-    picoseconds_per_octet: u64,
-    busy_until: Nanos,
-    /// Picoseconds beyond `busy_until`, below 1000: no rounding adds up over frames.
-    picoseconds: u64,
-    /// The inter-packet gap: nanoseconds, and picoseconds beyond.
-    gap: (u64, u64),
+    ticks_per_octet: u64,
+    /// When it is free again, in ticks.
+    free: u64,
 }
 
 impl Line {
     fn new(speed: Speed) -> Self {
-        let gap = INTER_PACKET_GAP as u64 * speed.picoseconds_per_octet();
         Line {
-            picoseconds_per_octet: speed.picoseconds_per_octet(),
-            busy_until: Nanos::ZERO,
-            picoseconds: 0,
-            gap: (gap / 1_000, gap % 1_000),
+            ticks_per_octet: speed.picoseconds_per_octet() / PICOSECONDS_PER_TICK,
+            free: 0,
         }
     }
 
@@ -100,23 +99,10 @@ impl Line {
     /// last bit. Preamble and gap are added here.
     #[inline]
     pub fn carry(&mut self, octets: usize, ready: Nanos) -> Nanos {
-        if ready > self.busy_until {
-            self.busy_until = ready;
-            self.picoseconds = 0;
-        }
-        let free = self.picoseconds + self.span(octets + LINE_OVERHEAD);
-        self.busy_until.0 += free / 1_000;
-        self.picoseconds = free % 1_000;
-        // The last bit is a gap before, rounded down.
-        let (nanoseconds, picoseconds) = self.gap;
-        let borrowed = u64::from(self.picoseconds < picoseconds);
-        Nanos(self.busy_until.0 - nanoseconds - borrowed)
-    }
-
-    /// Picoseconds that `octets` take.
-    #[inline]
-    fn span(&self, octets: usize) -> u64 {
-        octets as u64 * self.picoseconds_per_octet
+        let begin = self.free.max(ticks(ready));
+        self.free = begin + (octets + LINE_OVERHEAD) as u64 * self.ticks_per_octet;
+        // The last bit is a gap before.
+        nanos(begin + (octets + PREAMBLE) as u64 * self.ticks_per_octet)
     }
 
     /// When the last bit of the `n`-th frame from now, from 1 on, can have arrived at the earliest, if none of them
@@ -124,22 +110,33 @@ impl Line {
     #[must_use]
     pub fn earliest(&self, n: usize, ready: Nanos) -> Nanos {
         let octets = n * (MIN_FRAME + LINE_OVERHEAD) - INTER_PACKET_GAP;
-        let begin = self.busy_until.max(ready);
-        Nanos(begin.0 + self.span(octets) / 1_000)
+        let begin = self.free.max(ticks(ready));
+        nanos(begin + octets as u64 * self.ticks_per_octet)
     }
 
     /// When the line is free again.
     #[must_use]
     #[inline]
     pub fn busy_until(&self) -> Nanos {
-        self.busy_until
+        nanos(self.free)
     }
+}
+
+#[inline]
+fn ticks(instant: Nanos) -> u64 {
+    instant.0.wrapping_mul(TICKS_PER_NANO)
+}
+
+/// The instant, rounded down.
+#[inline]
+fn nanos(ticks: u64) -> Nanos {
+    Nanos(ticks / TICKS_PER_NANO)
 }
 
 /// Octets that `frame` has on the line: with padding and check sequence, without preamble and gap.
 #[must_use]
 #[inline]
-pub fn octets_on_line(frame: &Frame) -> usize {
+pub fn octets_on_line(frame: &Contents) -> usize {
     let octets = match frame.fcs {
         Fcs::Present => frame.len(),
         Fcs::Offloaded => (frame.len() + FCS).max(MIN_FRAME),

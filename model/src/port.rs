@@ -13,7 +13,7 @@ use crate::checksum::{self, Verdict};
 use crate::counters::{Drop, LineCounters, PortCounters, QueueCounters};
 use crate::fifo::Occupancy;
 use crate::filter::{Destination, Filter, MacAddress};
-use crate::frame::{Checksum, FCS, Frame, Pool};
+use crate::frame::{Checksum, Contents, FCS, Frame, Pool};
 use crate::host::QueueIndex;
 use crate::mac::Mac;
 use crate::moderation::Coalesce;
@@ -218,6 +218,7 @@ impl Port {
         mut push: impl FnMut(QueueIndex, Frame),
     ) -> Nanos {
         let more = !frames.is_empty();
+        self.counters.rx_frames += frames.len() as u64;
         for mut frame in frames.drain(..) {
             match self.ingress(&mut frame) {
                 Ok(queue) => push(queue, frame),
@@ -237,10 +238,10 @@ impl Port {
 
     /// One frame's way from the line to its queue.
     #[inline]
-    fn ingress(&mut self, frame: &mut Frame) -> Result<QueueIndex, Drop> {
+    fn ingress(&mut self, frame: &mut Contents) -> Result<QueueIndex, Drop> {
         let octets = phy::octets_on_line(frame);
+        frame.octets = octets as u32;
         frame.arrival = self.phy.rx.carry(octets, frame.arrival);
-        self.counters.rx_frames += 1;
         self.counters.rx_octets += octets as u64;
         self.mac.accept(frame)?;
         let bytes = frame.bytes();
@@ -271,7 +272,7 @@ impl Port {
         let steered = findings.steered;
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         let queue = steered.queue.ok_or(Drop::RxResteered)?;
-        if self.fifos[usize::from(queue.0)].push(frame) {
+        if self.fifos[usize::from(queue.0)].push(octets) {
             Ok(queue)
         } else {
             self.lines[usize::from(queue.0)].rx_overflows += 1;
@@ -293,11 +294,15 @@ impl Port {
         Ok(Findings { verdict, steered })
     }
 
-    /// Takes back a frame that has left the FIFO of `queue`, the oldest there.
+    /// Takes back frames that have left the FIFO of `queue`, the oldest there.
     #[inline]
-    pub fn release(&mut self, queue: QueueIndex, frame: Frame) {
-        self.fifos[usize::from(queue.0)].drain(&frame);
-        self.pool.give(frame);
+    pub fn release(&mut self, queue: QueueIndex, frames: impl IntoIterator<Item = Frame>) {
+        let (mut count, mut octets) = (0, 0);
+        self.pool.give_all(frames.into_iter().inspect(|frame| {
+            count += 1;
+            octets += frame.octets as usize;
+        }));
+        self.fifos[usize::from(queue.0)].drain(count, octets);
     }
 
     /// Has the queues send in turn, as long as the line has time: `fetch` takes a burst of a queue's frames and passes
@@ -333,21 +338,35 @@ impl Port {
         worked
     }
 
-    /// Puts a frame of `queue` on the line and appends it to `out`, with the instant at which its last bit leaves.
+    /// Puts `frames` of `queue` on the line, and appends them to `out`, each with the instant at which its last bit leaves.
+    /// Leaves `frames` empty.
     #[inline]
-    pub fn send(&mut self, now: Nanos, queue: QueueIndex, mut frame: Frame, out: &mut Vec<Frame>) {
-        self.rss.learn(frame.bytes(), queue, self.hash_tunnel_types);
-        self.tx_taken += 1;
+    pub fn send(
+        &mut self,
+        now: Nanos,
+        queue: QueueIndex,
+        frames: &mut Vec<Frame>,
+        out: &mut Vec<Frame>,
+    ) {
+        let sent = frames.iter().map(|frame| frame.bytes());
+        self.rss.learn(sent, queue, self.hash_tunnel_types);
+        let count = frames.len();
+        self.tx_taken += count as u64;
         if !self.phy.link() {
-            self.counters.drops.count(Drop::TxLinkDown);
-            self.pool.give(frame);
+            self.counters.drops.count_many(Drop::TxLinkDown, count);
+            self.pool.give_all(frames.drain(..));
             return;
         }
-        let octets = phy::octets_on_line(&frame);
-        frame.arrival = self.phy.tx.carry(octets, now);
-        self.counters.tx_frames += 1;
-        self.counters.tx_octets += octets as u64;
-        out.push(frame);
+        let line = &mut self.phy.tx;
+        let mut total = 0;
+        out.extend(frames.drain(..).map(|mut frame| {
+            let octets = phy::octets_on_line(&frame);
+            frame.arrival = line.carry(octets, now);
+            total += octets as u64;
+            frame
+        }));
+        self.counters.tx_frames += count as u64;
+        self.counters.tx_octets += total;
     }
 
     /// When the port has something to do again without anybody's asking; `None` if it only waits for the

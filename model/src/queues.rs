@@ -5,6 +5,7 @@
 //! go on the line, and wait for the port to send them. Dropped and counted by queue: what comes for a queue that the
 //! driver has disabled, what the host's buffers are too small for, and packets that are none.
 
+use std::collections::vec_deque::Drain;
 use std::time::Duration;
 
 use crate::BURST;
@@ -65,7 +66,7 @@ impl Queues {
         now: Nanos,
         known: Nanos,
         host: &mut impl Host,
-        mut release: impl FnMut(Frame),
+        mut release: impl FnMut(Drain<'_, Frame>),
     ) -> bool {
         let index = usize::from(queue.0);
         let (fifo, counters) = (&mut self.fifos[index], &mut self.counters[index]);
@@ -91,7 +92,7 @@ impl Queues {
             let arrivals = arrived[..taken].iter();
             moderation.packets(arrivals.map(|frame| frame.arrival.max(since)), now);
             fifo.refused = taken < offered;
-            fifo.drain(taken, &mut release);
+            release(fifo.drain(taken));
             worked |= taken > 0;
             if moderation.take_due() {
                 host.interrupt(queue, Direction::Receive);
@@ -108,14 +109,14 @@ impl Queues {
     }
 
     /// Drops what is in the FIFO of `queue`, and hands it to `release`: the driver uses that queue no more.
-    pub fn abandon(&mut self, queue: QueueIndex, release: impl FnMut(Frame)) {
+    pub fn abandon(&mut self, queue: QueueIndex, release: impl FnOnce(Drain<'_, Frame>)) {
         let index = usize::from(queue.0);
         let (fifo, counters) = (&mut self.fifos[index], &mut self.counters[index]);
         let stale = fifo.len();
         counters.drops.count_many(Drop::RxQueueDisabled, stale);
         counters.rx_drained += stale as u64;
         fifo.refused = false;
-        fifo.drain(stale, release);
+        release(fifo.drain(stale));
     }
 
     /// Takes a burst of packets of `queue` from the host into [`Queues::fetched`] for the port, those that may go on the line. Their
@@ -178,7 +179,7 @@ impl Queues {
         let known = port.receive(now, frames, |queue, frame| self.push(queue, frame));
         let mut worked = false;
         for queue in (0..self.pairs()).map(QueueIndex) {
-            let release = |frame| port.release(queue, frame);
+            let release = |frames: Drain<'_, Frame>| port.release(queue, frames);
             worked |= self.deliver(queue, now, known, host, release);
         }
         worked
@@ -195,9 +196,7 @@ impl Queues {
     ) -> bool {
         let worked = port.transmit(now, |port, queue| {
             let taken = self.fetch(queue, now, &mut port.pool, host);
-            for frame in self.fetched.drain(..) {
-                port.send(now, queue, frame, out);
-            }
+            port.send(now, queue, &mut self.fetched, out);
             taken
         });
         for queue in (0..self.pairs()).map(QueueIndex) {

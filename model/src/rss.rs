@@ -344,21 +344,28 @@ impl Rss {
         }
     }
 
-    /// Notes that the driver transmitted `frame` on `queue`: what comes back is to be received there, with automatic
+    /// Notes that the driver transmitted `frames` on `queue`: what comes back is to be received there, with automatic
     /// steering. In tunnels of the types `tunnels` it goes by the inner headers, as received frames do. Queues that are not
     /// in use teach nothing.
     #[inline]
-    pub fn learn(&mut self, frame: &[u8], queue: QueueIndex, tunnels: TunnelTypes) {
+    pub fn learn<'a>(
+        &mut self,
+        frames: impl IntoIterator<Item = &'a [u8]>,
+        queue: QueueIndex,
+        tunnels: TunnelTypes,
+    ) {
         if self.mode != Mode::Automatic
             || queue.0 >= self.pairs
             || !self.receives[usize::from(queue.0)]
         {
             return;
         }
-        let outer = parse::summarise(frame);
-        let inner = tunnel::inner(frame, &outer, tunnels);
-        if let Some(flow) = flow(frame, inner.as_ref().unwrap_or(&outer)) {
-            self.slots.aim(flow, queue);
+        for frame in frames {
+            let outer = parse::summarise(frame);
+            let inner = tunnel::inner(frame, &outer, tunnels);
+            if let Some(flow) = flow(frame, inner.as_ref().unwrap_or(&outer)) {
+                self.slots.aim(flow, queue);
+            }
         }
     }
 }

@@ -255,11 +255,20 @@ impl Hasher {
             return (0, report);
         }
         let network = usize::from(summary.network_offset);
-        let ports = usize::from(summary.transport_offset);
-        if matches!(report, HashReport::Tcpv4 | HashReport::Udpv4) && ports == network + 20 {
+        if matches!(report, HashReport::Tcpv4 | HashReport::Udpv4)
+            && usize::from(summary.transport_offset) == network + 20
+        {
             // The ports follow the addresses.
             return Self::reported(self.part::<0, 12>(frame, network + 12), report);
         }
+        self.hash_others(frame, *summary, report)
+    }
+
+    /// [`Hasher::hash`] for what is not as most frames are.
+    #[inline(never)]
+    fn hash_others(&self, frame: &[u8], summary: Summary, report: HashReport) -> (u32, HashReport) {
+        let network = usize::from(summary.network_offset);
+        let ports = usize::from(summary.transport_offset);
         let hash = match report {
             HashReport::None => None,
             HashReport::Ipv4 => self.part::<0, 8>(frame, network + 12),
@@ -268,12 +277,15 @@ impl Hasher {
                 self.part::<8, 4>(frame, ports),
             ),
             HashReport::Ipv6 => self.part::<0, 32>(frame, network + 8),
+            HashReport::Tcpv6 | HashReport::Udpv6 if ports == network + 40 => {
+                self.part::<0, 36>(frame, network + 8)
+            }
             HashReport::Tcpv6 | HashReport::Udpv6 => both(
                 self.part::<0, 32>(frame, network + 8),
                 self.part::<32, 4>(frame, ports),
             ),
             HashReport::Ipv6Ex | HashReport::Tcpv6Ex | HashReport::Udpv6Ex => {
-                return self.hash_mobile(frame, summary, report);
+                return self.hash_mobile(frame, &summary, report);
             }
         };
         Self::reported(hash, report)

@@ -170,24 +170,24 @@ fn automatic_steering_follows_what_the_driver_transmits() {
     let mut rss = Rss::new(4);
     let (sent, received) = conversation(1);
     // With one pair in use there is nothing to learn.
-    rss.learn(&sent, QueueIndex(2), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(2), TunnelTypes::default());
     assert_eq!(rss.look(&received, &fifos), FIRST);
     rss.set_pairs(4, &fifos).unwrap();
     for queue in queues(&[3, 1, 2, 0]) {
-        rss.learn(&sent, queue, TunnelTypes::default());
+        rss.learn([&sent[..]], queue, TunnelTypes::default());
         assert_eq!(rss.look(&received, &fifos), queue);
     }
     // Not while its frames are in the old queue's FIFO.
     fifos.push(QueueIndex(0), (1, 0));
-    rss.learn(&sent, QueueIndex(3), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(3), TunnelTypes::default());
     assert_eq!(rss.look(&received, &fifos), QueueIndex(0));
     fifos.pop(0);
     assert_eq!(rss.look(&received, &fifos), QueueIndex(3));
     // Nor can a queue be learned that is not in use.
-    rss.learn(&sent, QueueIndex(4), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(4), TunnelTypes::default());
     assert_eq!(rss.look(&received, &fifos), QueueIndex(3));
     rss.set_pairs(2, &fifos).unwrap();
-    rss.learn(&sent, QueueIndex(3), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(3), TunnelTypes::default());
     assert!(rss.look(&received, &fifos).0 < 2);
     // What is not of IP is no flow.
     assert_eq!(rss.look(&[0; 60], &fifos), FIRST);
@@ -199,13 +199,13 @@ fn automatic_steering_avoids_a_queue_that_does_not_receive() {
     let mut rss = Rss::new(2);
     rss.set_pairs(2, &fifos).unwrap();
     let (sent, received) = conversation(1);
-    rss.learn(&sent, QueueIndex(1), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(1), TunnelTypes::default());
     assert_eq!(rss.look(&received, &fifos), QueueIndex(1));
     fifos.push(QueueIndex(1), (1, 0));
     // At once, though its FIFO is not empty: what is in there is lost.
     rss.set_receiving(QueueIndex(1), false, &fifos);
     assert_eq!(rss.look(&received, &fifos), QueueIndex(0));
-    rss.learn(&sent, QueueIndex(1), TunnelTypes::default());
+    rss.learn([&sent[..]], QueueIndex(1), TunnelTypes::default());
     assert_eq!(rss.look(&received, &fifos), QueueIndex(0));
     rss.set_receiving(QueueIndex(0), false, &fifos);
     assert_eq!(rss.look(&received, &fifos), QueueIndex(0));
@@ -335,7 +335,11 @@ fn run(events: &[Event], room: usize) -> Result<(u32, u32), TestCaseError> {
                 rss.set_table(&config, &fifos).unwrap();
             }
             &Event::Transmit(n, queue) => {
-                rss.learn(&frames[n].0, QueueIndex(queue), TunnelTypes::default());
+                rss.learn(
+                    [&frames[n].0[..]],
+                    QueueIndex(queue),
+                    TunnelTypes::default(),
+                );
             }
             &Event::Pairs(pairs) => {
                 rss.set_pairs(pairs, &fifos).unwrap();
