@@ -8,12 +8,13 @@ use nic_model::frame::{Frame, Pool};
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
-use crate::header::{NetHeader, USUAL_HEADER};
-use crate::ring::{Fault, Ring};
-use crate::virtio_net::{Dma, Virtqueue, VirtqueueCounters};
+use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
+use crate::memory::{Access, GuestMemory, Place, Scatter};
+use crate::ring::{Chain, Fault, Ring};
+use crate::virtio_net::{Dma, Virtqueue};
 use crate::vring::Vring;
 
-/// Reads up to `budget` packets, those dropped included, and counts them in `read`. The caller publishes.
+/// Reads up to `budget` packets into `frames`, and tells how many, those dropped included. The caller publishes.
 ///
 /// # Errors
 /// The driver broke the ring. What was read before counts.
@@ -25,90 +26,191 @@ pub(crate) fn fetch(
     pool: &mut Pool,
     frames: &mut Vec<Frame>,
     drops: &mut Drops,
-    read: &mut usize,
-) -> Result<(), Fault> {
-    let Virtqueue { dma, counters, .. } = queue;
-    let mut outcome = Outcomes {
-        counters,
+) -> (usize, Result<(), Fault>) {
+    let dma = &mut queue.dma;
+    let mut engine = Engine {
+        enabled: queue.enabled,
+        features,
         pool,
         frames,
         drops,
-        read,
+        tally: Tally::default(),
     };
-    let enabled = queue.enabled;
-    match &mut queue.ring {
-        Vring::Split(ring) => burst(ring, dma, enabled, features, budget, &mut outcome),
-    }
+    let result = match &mut queue.ring {
+        Vring::Split(ring) => engine.by_header(ring, dma, budget),
+    };
+    let tally = engine.tally;
+    queue.counters.packets += tally.passed as u64;
+    queue.counters.bytes += tally.octets as u64;
+    (tally.read, result)
 }
 
-/// Where packets go, and where it is counted what becomes of them.
-struct Outcomes<'a> {
-    counters: &'a mut VirtqueueCounters,
+/// Packets that the processor fetches at the same time.
+const AHEAD: usize = 16;
+
+/// What became of a burst.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    /// Packets read.
+    read: usize,
+    /// Of those, packets passed on.
+    passed: usize,
+    /// In the packets passed on.
+    octets: usize,
+}
+
+/// The DMA engine at work on one burst.
+struct Engine<'a> {
+    enabled: bool,
+    features: Features,
     pool: &'a mut Pool,
     frames: &'a mut Vec<Frame>,
     drops: &'a mut Drops,
-    read: &'a mut usize,
+    tally: Tally,
 }
 
-/// [`fetch`] from one kind of ring.
-#[inline]
-fn burst<R: Ring>(
-    ring: &mut R,
-    dma: &mut Dma,
-    enabled: bool,
-    features: Features,
-    budget: usize,
-    outcome: &mut Outcomes<'_>,
-) -> Result<(), Fault> {
-    let available = ring.begin()?;
-    for _ in 0..budget.min(usize::from(available)) {
+impl Engine<'_> {
+    /// Chooses the [`Engine::burst`] for the length of the header: as a constant it makes the header's copy a few moves.
+    #[inline]
+    fn by_header<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        dma: &mut Dma,
+        budget: usize,
+    ) -> Result<(), Fault> {
+        let available = ring.begin()?;
+        let budget = budget.min(available.into());
+        if budget == 0 {
+            return Ok(());
+        }
+        match self.features.header_len() {
+            USUAL_HEADER => self.burst::<R, USUAL_HEADER>(ring, dma, budget),
+            MAX_HEADER => self.burst::<R, MAX_HEADER>(ring, dma, budget),
+            _ => self.burst::<R, LEGACY_HEADER>(ring, dma, budget),
+        }
+    }
+
+    /// Reads up to `budget` packets behind headers of `HEADER` octets.
+    #[inline]
+    fn burst<R: Ring, const HEADER: usize>(
+        &mut self,
+        ring: &mut R,
+        dma: &mut Dma,
+        budget: usize,
+    ) -> Result<(), Fault> {
+        while self.tally.read < budget {
+            let asked = (budget - self.tally.read).min(AHEAD);
+            if self.enabled && self.places::<R, HEADER>(ring, &dma.memory, asked) == asked {
+                continue;
+            }
+            // The next one is not as most are, or there is none.
+            if !self.gather(ring, dma)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads packets as long as each is in one piece: first where they are, then, while the processor fetches them,
+    /// one after the other. Returns how many it read, `asked` at most.
+    #[inline]
+    fn places<R: Ring, const HEADER: usize>(
+        &mut self,
+        ring: &mut R,
+        memory: &GuestMemory,
+        asked: usize,
+    ) -> usize {
+        let mut places = [(Chain::new(0), Place::EMPTY); AHEAD];
+        let mut count = 0;
+        for slot in places.iter_mut().take(asked) {
+            let Some(place) = ring.fetch_place(memory, Access::Read, HEADER) else {
+                break;
+            };
+            place.1.prefetch();
+            *slot = place;
+            count += 1;
+        }
+        for (chain, mut place) in places.into_iter().take(count) {
+            ring.complete(chain, 0);
+            let mut header = [0; HEADER];
+            place.read(&mut header);
+            let mut frame = self.pool.take();
+            let len = place.len();
+            let copied = match frame.buffer_mut().get_mut(..len) {
+                Some(room) => {
+                    place.read(room);
+                    frame.set_len(len);
+                    self.offloads(&header, &mut frame)
+                }
+                None => Err(Drop::TxOversize),
+            };
+            self.pass(frame, copied);
+        }
+        count
+    }
+
+    /// Notes what the header of a packet asks for.
+    #[inline(always)] // on the way of each packet
+    fn offloads(&self, header: &[u8], frame: &mut Frame) -> Result<(), Drop> {
+        // Most ask for nothing.
+        if header[..2] != [0, 0] {
+            let mut asked = NetHeader::default();
+            asked.as_mut_bytes()[..header.len()].copy_from_slice(header);
+            frame.checksum = asked.offloads(self.features)?;
+        }
+        Ok(())
+    }
+
+    /// Passes `frame` on if it was `copied`.
+    #[inline(always)] // on the way of each packet
+    fn pass(&mut self, frame: Frame, copied: Result<(), Drop>) {
+        self.tally.read += 1;
+        match copied {
+            Ok(()) => {
+                self.tally.passed += 1;
+                self.tally.octets += frame.len();
+                self.frames.push(frame);
+            }
+            Err(reason) => {
+                self.drops.count(reason);
+                self.pool.give(frame);
+            }
+        }
+    }
+
+    /// Reads the next packet, in as many pieces as it is. Returns false if there is none.
+    #[inline(never)] // so that the way of most packets is short
+    fn gather<R: Ring>(&mut self, ring: &mut R, dma: &mut Dma) -> Result<bool, Fault> {
         dma.readable.clear();
         dma.writable.clear();
-        let Some(chain) = ring.fetch(&mut dma.readable, &mut dma.writable)? else {
-            break;
+        let fetched = ring.fetch(&mut dma.readable, &mut dma.writable)?;
+        let Some(chain) = fetched else {
+            return Ok(false);
         };
-        *outcome.read += 1;
-        let mut frame = outcome.pool.take();
-        let copied = if enabled {
-            copy(dma, features, &mut frame)
+        let mut frame = self.pool.take();
+        let copied = if self.enabled {
+            self.copy(&dma.readable, &mut frame)
         } else {
             Err(Drop::TxQueueDisabled)
         };
-        match copied {
-            Ok(()) => {
-                outcome.counters.packets += 1;
-                outcome.counters.bytes += frame.len() as u64;
-                outcome.frames.push(frame);
-            }
-            Err(reason) => {
-                outcome.drops.count(reason);
-                outcome.pool.give(frame);
-            }
-        }
+        self.pass(frame, copied);
         ring.complete(chain, 0);
+        Ok(true)
     }
-    Ok(())
-}
 
-/// Copies the packet in `dma.readable` into `frame`.
-#[inline]
-fn copy(dma: &Dma, features: Features, frame: &mut Frame) -> Result<(), Drop> {
-    let header_len = features.header_len();
-    let len = dma
-        .readable
-        .len()
-        .checked_sub(header_len as u64)
-        .ok_or(Drop::TxUndersize)? as usize;
-    let mut header = NetHeader::default();
-    let mut cursor = dma.readable.cursor();
-    match header_len {
-        // Most drivers' length, as a constant: the copy is two moves.
-        USUAL_HEADER => cursor.read(&mut header.as_mut_bytes()[..USUAL_HEADER]),
-        len => cursor.read(&mut header.as_mut_bytes()[..len]),
-    };
-    frame.checksum = header.offloads(features)?;
-    let room = frame.buffer_mut().get_mut(..len).ok_or(Drop::TxOversize)?;
-    cursor.read(room);
-    frame.set_len(len);
-    Ok(())
+    /// Copies the packet in `readable` into `frame`.
+    fn copy(&self, readable: &Scatter, frame: &mut Frame) -> Result<(), Drop> {
+        let header_len = self.features.header_len();
+        let len = readable.len().checked_sub(header_len as u64);
+        let len = len.ok_or(Drop::TxUndersize)? as usize;
+        let mut header = [0; MAX_HEADER];
+        let header = &mut header[..header_len];
+        let mut cursor = readable.cursor();
+        cursor.read(header);
+        self.offloads(header, frame)?;
+        let room = frame.buffer_mut().get_mut(..len).ok_or(Drop::TxOversize)?;
+        cursor.read(room);
+        frame.set_len(len);
+        Ok(())
+    }
 }

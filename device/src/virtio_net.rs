@@ -53,23 +53,16 @@ impl VirtqueueCounters {
         self.packets - self.checksum_partial - self.checksum_none - self.checksum_bad
     }
 
-    /// Counts a received packet.
-    #[inline]
-    pub(crate) fn received(&mut self, frame: &Frame) {
-        self.packets += 1;
-        self.bytes += frame.len() as u64;
-        if !matches!(frame.checksum, Checksum::Valid) {
-            self.count_checksum(frame.checksum);
-        }
-    }
-
+    /// Counts what is known of the checksums of `frames`.
     #[cold]
-    fn count_checksum(&mut self, checksum: Checksum) {
-        match checksum {
-            Checksum::Valid => {}
-            Checksum::Partial { .. } => self.checksum_partial += 1,
-            Checksum::Unknown => self.checksum_none += 1,
-            Checksum::Bad => self.checksum_bad += 1,
+    pub(crate) fn count_checksums(&mut self, frames: &[Frame]) {
+        for frame in frames {
+            match frame.checksum {
+                Checksum::Valid => {}
+                Checksum::Partial { .. } => self.checksum_partial += 1,
+                Checksum::Unknown => self.checksum_none += 1,
+                Checksum::Bad => self.checksum_bad += 1,
+            }
         }
     }
 }
@@ -452,8 +445,7 @@ impl Host for VirtioNet {
         let Some(queue) = self.sound(index) else {
             return 0;
         };
-        let mut taken = 0;
-        let result = rx::deliver(queue, features, frames, drops, &mut taken);
+        let (taken, result) = rx::deliver(queue, features, frames, drops);
         queue.ring.ring_mut().publish();
         self.judge(index, result);
         taken
@@ -472,8 +464,7 @@ impl Host for VirtioNet {
         let Some(queue) = self.sound(index) else {
             return 0;
         };
-        let mut read = 0;
-        let result = tx::fetch(queue, features, budget, pool, frames, drops, &mut read);
+        let (read, result) = tx::fetch(queue, features, budget, pool, frames, drops);
         self.judge(index, result);
         read
     }
