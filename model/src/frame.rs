@@ -6,6 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::host::QueueIndex;
 use crate::rss::HashReport;
 use crate::time::Nanos;
 
@@ -66,6 +67,8 @@ pub struct Contents {
     pub arrival: Nanos,
     /// The hash that it was steered by, 0 if there is none.
     pub hash: u32,
+    /// The queue that it was steered to.
+    pub queue: QueueIndex,
     /// What was hashed.
     pub hash_report: HashReport,
     /// Where its frame check sequence is.
@@ -181,6 +184,7 @@ impl Pool {
         contents.octets = 0;
         contents.arrival = Nanos::ZERO;
         contents.hash = 0;
+        contents.queue = QueueIndex(0);
         contents.hash_report = HashReport::None;
         contents.fcs = Fcs::Offloaded;
         contents.checksum = Checksum::Unknown;
@@ -196,6 +200,7 @@ impl Pool {
             octets: 0,
             arrival: Nanos::ZERO,
             hash: 0,
+            queue: QueueIndex(0),
             hash_report: HashReport::None,
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,
