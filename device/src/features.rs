@@ -60,6 +60,10 @@ bitflags::bitflags! {
         const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
         /// The device follows VIRTIO 1.0 or later.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+        /// Virtqueues are packed (VIRTIO 1.3, 2.8).
+        const RING_PACKED = 1 << virtio_config::VIRTIO_F_RING_PACKED;
+        /// The device uses buffers in the order in which they were made available.
+        const IN_ORDER = 1 << virtio_config::VIRTIO_F_IN_ORDER;
         /// A queue can be reset on its own.
         const RING_RESET = 1 << virtio_config::VIRTIO_F_RING_RESET;
         /// vhost-user's own bit: the two sides negotiate protocol features.

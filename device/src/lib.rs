@@ -4,7 +4,7 @@
 //! features, config      what is offered, and what the configuration space says
 //! memory                the guest's memory as a table of mappings, and scatter lists over it
 //! ring, vring           virtqueues: descriptors fetched once, checked, and used in bursts
-//! split                 the layout of such a ring
+//! split, packed         the layouts of such a ring
 //! notify                who is told of what: interrupts wanted, kicks wanted
 //! header                struct virtio_net_hdr
 //! rx, tx                DMA: frames into posted buffers, packets out of them
@@ -17,8 +17,8 @@
 //!
 //! Guest memory is never trusted: what is used of a descriptor or a header is checked in the same copy of it, however the
 //! guest changes it meanwhile. What a driver does wrong stops its queue with a counted [`ring::Fault`], or drops
-//! its packet with a counted reason; it never harms this process. Unsafe code is in [`memory`] and
-//! [`split`] alone.
+//! its packet with a counted reason; it never harms this process. Unsafe code is in [`memory`],
+//! [`split`] and [`packed`] alone.
 
 #![deny(unsafe_code)]
 
@@ -31,6 +31,8 @@ pub mod interrupt;
 pub mod memory;
 pub mod nic;
 pub mod notify;
+#[allow(unsafe_code)]
+pub mod packed;
 pub mod ring;
 pub mod rings;
 mod rx;

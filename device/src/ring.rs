@@ -6,6 +6,8 @@
 //! [`Ring::needs_interrupt`] tells whether the driver wants to be interrupted for what it was shown since it
 //! was last asked.
 
+use std::ptr::NonNull;
+
 use serde::Serialize;
 
 use crate::memory::{Access, GuestMemory, Place, Scatter};
@@ -47,8 +49,8 @@ faults! {
     IndirectNotNegotiated = "an indirect descriptor, which was not negotiated",
     /// An indirect table within an indirect table.
     IndirectNested = "an indirect descriptor in an indirect table",
-    /// An indirect descriptor that has a successor.
-    IndirectWithNext = "an indirect descriptor with a successor",
+    /// An indirect descriptor that has a successor, or in a packed ring a predecessor (VIRTIO 1.3, 2.8.17).
+    IndirectWithNext = "an indirect descriptor chained to others",
     /// An indirect table whose length is no multiple of a descriptor's, or nothing.
     IndirectLength = "an indirect table's length is zero or not a multiple of 16",
     /// A chain for received packets that is not writable throughout, or a command without a place for the answer.
@@ -73,9 +75,17 @@ impl Fault {
 /// Why a ring cannot be used at the addresses that were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRing {
-    /// The size is none that the layout allows.
-    #[error("size {0} is not a power of two from 1 to 32768")]
+    /// The size is none that the layout allows: from 1 to 32768, and if it is split, a power of two.
+    #[error("a ring of this layout cannot have {0} descriptors")]
     Size(u16),
+    /// It is to go on at a place that it does not have.
+    #[error("base {base:#x} is not in a ring of {size} descriptors")]
+    Base {
+        /// The place, with the wrap counter in bit 15.
+        base: u16,
+        /// Descriptors in the ring.
+        size: u16,
+    },
     /// A part is not where it has to be.
     #[error("the {part} at guest address {addr:#x} is not aligned to {align} octets")]
     Misaligned {
@@ -100,6 +110,29 @@ pub enum BadRing {
     },
 }
 
+impl BadRing {
+    /// Where `len` octets at guest address `addr` are mapped: the `part` of a ring, which must be aligned to `align` octets.
+    pub(crate) fn place(
+        memory: &GuestMemory,
+        part: &'static str,
+        addr: u64,
+        len: u64,
+        align: u64,
+    ) -> Result<NonNull<u8>, BadRing> {
+        if !addr.is_multiple_of(align) {
+            return Err(BadRing::Misaligned { part, addr, align });
+        }
+        let host = memory
+            .find(addr, len)
+            .ok_or(BadRing::Unmapped { part, addr, len })?;
+        // A mapping may begin at any guest address, so that the one alignment does not imply the other.
+        if !(host.addr().get() as u64).is_multiple_of(align) {
+            return Err(BadRing::Misaligned { part, addr, align });
+        }
+        Ok(host)
+    }
+}
+
 /// Where a ring is and where it starts. The driver area is what a split ring calls its available ring, the device area its
 /// used ring (VIRTIO 1.3, 2.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +145,9 @@ pub struct Layout {
     pub driver: u64,
     /// Guest address of the device area.
     pub device: u64,
+    /// Where a packed ring goes on: [`Ring::position`] when it stopped. Without it, where it stood, or at its beginning. A split
+    /// ring says itself where it stands.
+    pub base: Option<u16>,
 }
 
 /// A chain of descriptors that was taken: what it takes to give it back.
@@ -132,7 +168,8 @@ impl Chain {
     }
 }
 
-/// Where a ring stands: what tells who waits for whom when nothing moves. Indices run freely from 0 to 65535.
+/// Where a ring stands: what tells who waits for whom when nothing moves. A split ring's indices run freely from 0 to 65535;
+/// a packed ring's are descriptors, with the wrap counter in bit 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RingState {
     /// Descriptors in the ring.
@@ -145,7 +182,7 @@ pub struct RingState {
     pub used: u16,
     /// With EVENT_IDX: the driver wants an interrupt once `used` passes this.
     pub interrupt_after: Option<u16>,
-    /// Without EVENT_IDX: whether the driver wants interrupts.
+    /// Otherwise: whether the driver wants interrupts.
     pub interrupts_wanted: Option<bool>,
 }
 
@@ -157,7 +194,8 @@ pub trait Ring {
     /// Descriptors in the ring.
     fn size(&self) -> u16;
 
-    /// Looks at what the driver has made available; at most that many chains can be fetched until the next call.
+    /// Looks at what the driver has made available; at most that many chains can be fetched until the next call, and none
+    /// if it is zero.
     ///
     /// # Errors
     /// The driver's index cannot be right.
@@ -208,7 +246,7 @@ pub trait Ring {
         count
     }
 
-    /// Where the next chain is taken from.
+    /// Where the next chain is taken from: an index, and for a packed ring the wrap counter in bit 15, as vhost-user has it.
     fn position(&self) -> u16;
 
     /// Goes back to an earlier [`Ring::position`]: the chains since then were not used after all. Unless one
@@ -218,7 +256,7 @@ pub trait Ring {
     /// Notes that `chain` has been used and `len` octets were written to it.
     fn complete(&mut self, chain: Chain, len: u32);
 
-    /// Shows the driver all chains completed since the last call.
+    /// Shows the driver all chains completed since the last call, at once.
     fn publish(&mut self);
 
     /// Whether the driver wants an interrupt for what was published since the last call.

@@ -37,6 +37,7 @@ pub(crate) fn deliver(
     let mut tally = Tally::default();
     let result = match &mut queue.ring {
         Vring::Split(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
+        Vring::Packed(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
     };
     let counters = &mut queue.counters;
     counters.packets += tally.delivered as u64;

@@ -154,19 +154,7 @@ impl SplitRing {
         } else {
             0
         };
-        let part = |part, addr: u64, len, align| {
-            if !addr.is_multiple_of(align) {
-                return Err(BadRing::Misaligned { part, addr, align });
-            }
-            let host = memory
-                .find(addr, len)
-                .ok_or(BadRing::Unmapped { part, addr, len })?;
-            // A mapping may begin at any guest address, so that the one alignment does not imply the other.
-            if !(host.addr().get() as u64).is_multiple_of(align) {
-                return Err(BadRing::Misaligned { part, addr, align });
-            }
-            Ok(host)
-        };
+        let part = |part, addr, len, align| BadRing::place(&memory, part, addr, len, align);
         let descriptors = part(
             "descriptor table",
             descriptors,

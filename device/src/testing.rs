@@ -21,8 +21,9 @@ use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 use crate::nic::Nic;
 use crate::ring::Layout;
-
 use crate::virtio_net::{QueueSetup, VirtqueueCounters};
+
+pub(crate) mod packed;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -237,6 +238,7 @@ impl Driver {
             descriptors: base,
             driver: base + 16 * entries,
             device: (base + 18 * entries + 6).next_multiple_of(4),
+            base: None,
         };
         let driver = Driver {
             guest: guest.clone(),

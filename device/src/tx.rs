@@ -40,6 +40,7 @@ pub(crate) fn fetch(
     };
     let result = match &mut queue.ring {
         Vring::Split(ring) => engine.by_header(ring, dma, budget),
+        Vring::Packed(ring) => engine.by_header(ring, dma, budget),
     };
     let tally = engine.tally;
     queue.counters.packets += tally.passed as u64;

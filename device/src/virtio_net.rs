@@ -154,6 +154,8 @@ pub struct VirtioNet {
     acked: Features,
     memory: Option<Arc<GuestMemory>>,
     queues: Vec<Option<Virtqueue>>,
+    /// Where packed rings stood that could not be set up again.
+    lost: Vec<Option<u16>>,
     /// The counters of queues that are not set up.
     counters: Vec<VirtqueueCounters>,
 }
@@ -169,6 +171,7 @@ impl VirtioNet {
             acked: Features::empty(),
             memory: None,
             queues: (0..queues).map(|_| None).collect(),
+            lost: vec![None; queues],
             counters: vec![VirtqueueCounters::default(); queues],
         }
     }
@@ -219,8 +222,12 @@ impl VirtioNet {
         let mut result = Ok(());
         for index in 0..self.queues.len() {
             if let Some(queue) = self.take(index) {
+                let layout = Layout {
+                    base: queue.ring.base().or(queue.layout.base),
+                    ..queue.layout
+                };
                 let setup = QueueSetup {
-                    layout: queue.layout,
+                    layout,
                     enabled: queue.enabled,
                     interrupt: queue.interrupt,
                     error: queue.error,
@@ -245,14 +252,17 @@ impl VirtioNet {
     /// # Panics
     /// If there is no such queue.
     pub(crate) fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<u16, BadRing> {
-        self.take(index);
-        let layout = setup.layout;
-        let memory = self.memory.clone().ok_or(BadRing::Unmapped {
-            part: "descriptor table",
-            addr: layout.descriptors,
-            len: 16 * u64::from(layout.size),
-        })?;
-        let ring = Vring::new(memory.clone(), &layout, self.acked)?;
+        let stood = self.take(index).and_then(|queue| queue.ring.base());
+        let stood = stood.or(self.lost[index].take());
+        let mut layout = setup.layout;
+        layout.base = layout.base.or(stood);
+        let (memory, ring) = match self.make_ring(&layout) {
+            Ok(made) => made,
+            Err(error) => {
+                self.lost[index] = layout.base;
+                return Err(error);
+            }
+        };
         let size = usize::from(ring.ring().size());
         let next = ring.ring().position();
         info!("queue {index} set up: {size} descriptors, from {next}");
@@ -279,6 +289,16 @@ impl VirtioNet {
         Ok(next)
     }
 
+    fn make_ring(&self, layout: &Layout) -> Result<(Arc<GuestMemory>, Vring), BadRing> {
+        let memory = self.memory.clone().ok_or(BadRing::Unmapped {
+            part: "descriptor table",
+            addr: layout.descriptors,
+            len: 16 * u64::from(layout.size),
+        })?;
+        let ring = Vring::new(memory.clone(), layout, self.acked)?;
+        Ok((memory, ring))
+    }
+
     fn take(&mut self, index: usize) -> Option<Virtqueue> {
         let mut queue = self.queues[index].take()?;
         self.counters[index] = std::mem::take(&mut queue.counters);
@@ -288,7 +308,10 @@ impl VirtioNet {
     /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
     /// that it would have taken.
     pub(crate) fn tear_down(&mut self, index: usize) -> Option<u16> {
-        let queue = self.take(index)?;
+        let lost = self.lost[index].take();
+        let Some(queue) = self.take(index) else {
+            return lost;
+        };
         let next = queue.ring.ring().position();
         info!("queue {index} stopped at {next}");
         Some(next)

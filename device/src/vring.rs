@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::features::Features;
 use crate::memory::GuestMemory;
+use crate::packed::PackedRing;
 use crate::ring::{BadRing, Layout, Ring};
 use crate::split::SplitRing;
 
@@ -15,6 +16,8 @@ use crate::split::SplitRing;
 pub enum Vring {
     /// VIRTIO 1.3, 2.7.
     Split(SplitRing),
+    /// VIRTIO 1.3, 2.8.
+    Packed(PackedRing),
 }
 
 impl Vring {
@@ -27,13 +30,27 @@ impl Vring {
         layout: &Layout,
         features: Features,
     ) -> Result<Self, BadRing> {
-        SplitRing::new(memory, layout, features).map(Vring::Split)
+        if features.contains(Features::RING_PACKED) {
+            PackedRing::new(memory, layout, features).map(Vring::Packed)
+        } else {
+            SplitRing::new(memory, layout, features).map(Vring::Split)
+        }
+    }
+
+    /// Where it would have to be told to go on ([`Layout::base`]); a split ring need not be told.
+    #[must_use]
+    pub fn base(&self) -> Option<u16> {
+        match self {
+            Vring::Split(_) => None,
+            Vring::Packed(ring) => Some(ring.position()),
+        }
     }
 
     /// The ring, whatever its layout.
     pub fn ring(&self) -> &dyn Ring {
         match self {
             Vring::Split(ring) => ring,
+            Vring::Packed(ring) => ring,
         }
     }
 
@@ -41,6 +58,7 @@ impl Vring {
     pub fn ring_mut(&mut self) -> &mut dyn Ring {
         match self {
             Vring::Split(ring) => ring,
+            Vring::Packed(ring) => ring,
         }
     }
 }

@@ -163,6 +163,7 @@ impl InProcess {
                 descriptors: queue.layout.desc,
                 driver: queue.layout.avail,
                 device: queue.layout.used,
+                base: None,
             },
             enabled: true,
             interrupt: Some(Box::new(Counter(

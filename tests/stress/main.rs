@@ -96,6 +96,7 @@ fn pass(traffic: Traffic, event_idx: bool, entries: u16, packets: u64, seed: u64
         descriptors: at.desc,
         driver: at.avail,
         device: at.used,
+        base: None,
     };
     let features = if event_idx {
         Features::EVENT_IDX

@@ -417,6 +417,7 @@ fn a_mapping_at_an_odd_guest_address_makes_no_misaligned_ring() {
         descriptors: 0x1010,
         driver: 0x1100,
         device: 0x1200,
+        base: None,
     };
     let refused = SplitRing::new(guest.memory.clone(), &layout, BASE).unwrap_err();
     assert!(matches!(refused, BadRing::Misaligned { .. }), "{refused}");

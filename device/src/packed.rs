@@ -1,0 +1,469 @@
+//! The packed virtqueue (VIRTIO 1.3, 2.8).
+//!
+//! One ring of descriptors in guest memory that both sides write: the driver makes descriptors available in its order, and
+//! the device overwrites the first of each chain to say that it was used. Two small structures say who wants to hear of
+//! what ([`events`]). A burst costs one load and one copy of each descriptor, and one store into each first one.
+//!
+//! The driver looks at used descriptors in their order, and no further than the first that is not. So those of a burst are
+//! written as they are completed, but for the first one's flags: with them [`Ring::publish`] shows all.
+//!
+//! How far the device has got stands nowhere in the ring: whoever takes one over has to be told ([`Layout::base`]).
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::features::Features;
+use crate::memory::{Access, GuestMemory, Place, Scatter};
+use crate::notify::Word;
+use crate::ring::{BadRing, Chain, Fault, Layout, Ring, RingState};
+
+pub mod cursor;
+pub mod events;
+
+use cursor::{Cursor, STATE};
+use events::{Event, EventWords, Events};
+
+/// `struct pvirtq_desc`, copied out of guest memory (VIRTIO 1.3, 2.8.13).
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(C)]
+struct Descriptor {
+    addr: U64,
+    len: U32,
+    id: U16,
+    flags: U16,
+}
+
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// The largest ring (VIRTIO 1.3, 2.8).
+const MAX_SIZE: u16 = 1 << 15;
+/// Octets of an event suppression structure (VIRTIO 1.3, 2.8.14).
+const EVENT: u64 = 4;
+
+/// The descriptor ring and the event suppression structures; the mapping that they lie in is the [`PackedRing`]'s to keep.
+#[derive(Debug)]
+struct Areas {
+    descriptors: NonNull<u8>,
+    driver: NonNull<u8>,
+    device: NonNull<u8>,
+    size: u16,
+}
+
+impl Areas {
+    /// Where descriptor `index` is.
+    #[inline(always)]
+    fn slot(&self, index: u16) -> NonNull<u8> {
+        debug_assert!(index < self.size);
+        // SAFETY: `PackedRing::new` made sure that the ring is mapped, and `index` is within it.
+        unsafe { self.descriptors.add(DESCRIPTOR * usize::from(index)) }
+    }
+
+    /// The flags of descriptor `index`, by which it changes hands.
+    #[inline(always)]
+    fn flags(&self, index: u16) -> &AtomicU16 {
+        // SAFETY: the flags are the last word of a descriptor, which is mapped and aligned to 16, and the ring's `memory`
+        // keeps it mapped. The driver shares them with us, which an atomic allows.
+        unsafe { AtomicU16::from_ptr(self.slot(index).add(14).cast().as_ptr()) }
+    }
+
+    /// A private copy of descriptor `index`.
+    #[inline(always)]
+    fn copy(&self, index: u16) -> Descriptor {
+        let words = self.slot(index).cast::<[u64; 2]>();
+        // SAFETY: the descriptor is mapped and aligned.
+        let words = unsafe { words.read_volatile() };
+        zerocopy::transmute!(words)
+    }
+
+    /// Writes all of a used descriptor over descriptor `index`, but for the address, which means nothing there.
+    #[inline(always)]
+    fn use_up(&self, index: u16, id: u16, len: u32, flags: u16) {
+        let word = u64::from(len) | (u64::from(id) << 32) | (u64::from(flags) << 48);
+        // SAFETY: the second half of a descriptor, which is mapped and aligned.
+        unsafe {
+            let half = self.slot(index).add(8).cast::<u64>();
+            half.write_volatile(word.to_le());
+        }
+    }
+
+    /// As [`Areas::use_up`], but its flags stay as they are.
+    #[inline(always)]
+    fn prepare(&self, index: u16, id: u16, len: u32) {
+        // SAFETY: length and identifier within a descriptor, which is mapped and aligned.
+        unsafe {
+            let half = self.slot(index).add(8);
+            half.cast::<u32>().write_volatile(len.to_le());
+            half.add(4).cast::<u16>().write_volatile(id.to_le());
+        }
+    }
+
+    /// Whether the driver has made the descriptor at `at` available. If so, what it had written before can be read
+    /// from now on.
+    #[inline(always)]
+    fn is_available(&self, at: Cursor) -> bool {
+        self.flags(at.index).get_acquire() & STATE == at.available()
+    }
+}
+
+impl EventWords for Areas {
+    #[inline]
+    fn driver_event(&self) -> u32 {
+        // SAFETY: `PackedRing::new` made sure that the structure is mapped and aligned, and its `memory` keeps it mapped.
+        let event = unsafe { AtomicU32::from_ptr(self.driver.cast().as_ptr()) };
+        u32::from_le(event.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn set_device_event(&self, event: u32) {
+        // SAFETY: as in `driver_event`.
+        let word = unsafe { AtomicU32::from_ptr(self.device.cast().as_ptr()) };
+        word.store(event.to_le(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A packed virtqueue in guest memory.
+#[derive(Debug)]
+pub struct PackedRing {
+    memory: Arc<GuestMemory>,
+    areas: Areas,
+    indirect: bool,
+    /// The next descriptor to take.
+    next: Cursor,
+    /// Where the next used descriptor goes.
+    used: Cursor,
+    /// Descriptors that were used and not shown, and the flags that will show them, at `first`.
+    hidden: u32,
+    first: u16,
+    first_flags: u16,
+    events: Events,
+    /// What was available up to here was not enough: only more of it is worth a kick.
+    short: bool,
+    short_at: Cursor,
+}
+
+// SAFETY: the pointers lie in `memory`, which may be used from any thread.
+unsafe impl Send for PackedRing {}
+
+impl PackedRing {
+    /// The ring at `layout`, going on at its base.
+    ///
+    /// # Errors
+    /// The layout is not one of a ring in `memory`, or the base not a place in the ring.
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        layout: &Layout,
+        features: Features,
+    ) -> Result<Self, BadRing> {
+        let size = layout.size;
+        if size == 0 || size > MAX_SIZE {
+            return Err(BadRing::Size(size));
+        }
+        let base = layout.base.unwrap_or(Cursor::START);
+        let start = Cursor::new(base);
+        if start.index >= size {
+            return Err(BadRing::Base { base, size });
+        }
+        let part = |part, addr, len, align| BadRing::place(&memory, part, addr, len, align);
+        let octets = DESCRIPTOR as u64 * u64::from(size);
+        let areas = Areas {
+            descriptors: part("descriptor ring", layout.descriptors, octets, 16)?,
+            driver: part("driver's event suppression", layout.driver, EVENT, 4)?,
+            device: part("device's event suppression", layout.device, EVENT, 4)?,
+            size,
+        };
+        let event_idx = features.contains(Features::EVENT_IDX);
+        Ok(PackedRing {
+            memory,
+            areas,
+            indirect: features.contains(Features::INDIRECT_DESC),
+            next: start,
+            used: start,
+            hidden: 0,
+            first: start.index,
+            first_flags: 0,
+            events: Events::new(size, event_idx),
+            short: false,
+            short_at: start,
+        })
+    }
+
+    /// The next descriptor, behind those of a chain of `entries`, is the one to take.
+    #[inline(always)]
+    fn take(&mut self, entries: u16) {
+        self.next.advance(entries, self.areas.size);
+        self.short = false;
+    }
+
+    /// Walks the chain that starts at the next descriptor, whose `flags` and `first` copy are at hand.
+    #[inline(never)]
+    fn walk(
+        &self,
+        flags: u16,
+        first: Descriptor,
+        readable: &mut Scatter,
+        writable: &mut Scatter,
+    ) -> Result<Chain, Fault> {
+        let mut sorter = Sorter::new(readable, writable);
+        if flags & INDIRECT != 0 {
+            if !self.indirect {
+                return Err(Fault::IndirectNotNegotiated);
+            }
+            if flags & NEXT != 0 {
+                return Err(Fault::IndirectWithNext);
+            }
+            self.walk_table(first, &mut sorter)?;
+            return Ok(Chain::new(first.id.get()));
+        }
+        let (mut at, mut flags, mut descriptor) = (self.next, flags, first);
+        for entries in 1..=self.areas.size {
+            sorter.push(descriptor, flags)?;
+            if flags & NEXT == 0 {
+                sorter.finish()?;
+                let id = descriptor.id.get();
+                return Ok(Chain { id, entries });
+            }
+            // The driver wrote it before the flags of the first, so it is whole.
+            at.advance(1, self.areas.size);
+            descriptor = self.areas.copy(at.index);
+            flags = descriptor.flags.get();
+            if flags & INDIRECT != 0 {
+                return Err(Fault::IndirectWithNext);
+            }
+        }
+        Err(Fault::ChainTooLong)
+    }
+
+    /// Walks the indirect table that `reference` refers to: all of it, in order (VIRTIO 1.3, 2.8.8).
+    fn walk_table(&self, reference: Descriptor, sorter: &mut Sorter<'_>) -> Result<(), Fault> {
+        let len = reference.len.get();
+        if len == 0 || !(len as usize).is_multiple_of(DESCRIPTOR) {
+            return Err(Fault::IndirectLength);
+        }
+        let entries = len / DESCRIPTOR as u32;
+        if entries > u32::from(self.areas.size) {
+            return Err(Fault::ChainTooLong);
+        }
+        for index in 0..entries {
+            let addr = (reference.addr.get())
+                .checked_add(DESCRIPTOR as u64 * u64::from(index))
+                .ok_or(Fault::AddressWraps)?;
+            let bytes: [u8; DESCRIPTOR] = self.memory.read(addr).ok_or(Fault::AddressOutOfRange)?;
+            let descriptor: Descriptor = zerocopy::transmute!(bytes);
+            // Its other flags mean nothing.
+            sorter.push(descriptor, descriptor.flags.get() & WRITE)?;
+        }
+        sorter.finish()
+    }
+
+    /// How far the driver has made descriptors available. Only a look at all of them can tell.
+    fn available(&self) -> Cursor {
+        let mut at = self.next;
+        for _ in 0..self.areas.size {
+            if !self.areas.is_available(at) {
+                break;
+            }
+            at.advance(1, self.areas.size);
+        }
+        at
+    }
+}
+
+/// Puts the buffers of one chain where they belong.
+struct Sorter<'a> {
+    readable: &'a mut Scatter,
+    writable: &'a mut Scatter,
+    seen_writable: bool,
+    /// Octets that were in the two lists before.
+    before: u64,
+}
+
+impl<'a> Sorter<'a> {
+    fn new(readable: &'a mut Scatter, writable: &'a mut Scatter) -> Self {
+        Sorter {
+            before: readable.len() + writable.len(),
+            readable,
+            writable,
+            seen_writable: false,
+        }
+    }
+
+    fn push(&mut self, descriptor: Descriptor, flags: u16) -> Result<(), Fault> {
+        let (addr, len) = (descriptor.addr.get(), descriptor.len.get());
+        if len == 0 {
+            return Err(Fault::ZeroLength);
+        }
+        if flags & WRITE != 0 {
+            self.seen_writable = true;
+            self.writable.push(addr, len)
+        } else if self.seen_writable {
+            Err(Fault::ReadableAfterWritable)
+        } else {
+            self.readable.push(addr, len)
+        }
+    }
+
+    fn finish(self: &Sorter<'a>) -> Result<(), Fault> {
+        if self.readable.len() + self.writable.len() - self.before > 1 << 32 {
+            return Err(Fault::ChainTooBig);
+        }
+        Ok(())
+    }
+}
+
+impl Ring for PackedRing {
+    fn state(&self) -> RingState {
+        let wanted = self.events.wanted(&self.areas);
+        RingState {
+            size: self.areas.size,
+            available: self.available().word(),
+            taken: self.next.word(),
+            used: self.used.word(),
+            interrupt_after: match wanted {
+                Event::Descriptor(at) => Some(at.word()),
+                _ => None,
+            },
+            interrupts_wanted: match wanted {
+                Event::Descriptor(_) => None,
+                Event::Enable => Some(true),
+                Event::Disable => Some(false),
+            },
+        }
+    }
+
+    #[inline]
+    fn size(&self) -> u16 {
+        self.areas.size
+    }
+
+    /// How many there are, only [`Ring::fetch`] finds out.
+    #[inline(always)] // on the way of each burst, and small
+    fn begin(&mut self) -> Result<u16, Fault> {
+        Ok(if self.areas.is_available(self.next) {
+            self.areas.size
+        } else {
+            0
+        })
+    }
+
+    #[inline(always)] // on the way of each packet, and small
+    fn fetch(
+        &mut self,
+        readable: &mut Scatter,
+        writable: &mut Scatter,
+    ) -> Result<Option<Chain>, Fault> {
+        // These first, and what they vouch for afterwards.
+        let flags = self.areas.flags(self.next.index).get_acquire();
+        if flags & STATE != self.next.available() {
+            return Ok(None);
+        }
+        let descriptor = self.areas.copy(self.next.index);
+        let len = descriptor.len.get();
+        let chain = if flags & (NEXT | INDIRECT) != 0 || len == 0 {
+            self.walk(flags, descriptor, readable, writable)?
+        } else {
+            let list = if flags & WRITE == 0 {
+                readable
+            } else {
+                writable
+            };
+            list.push(descriptor.addr.get(), len)?;
+            Chain::new(descriptor.id.get())
+        };
+        self.take(chain.entries);
+        Ok(Some(chain))
+    }
+
+    #[inline(always)] // on the way of each packet, and small
+    fn fetch_place<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        len: usize,
+    ) -> Option<(Chain, Place<'m>)> {
+        let flags = self.areas.flags(self.next.index).get_acquire();
+        let wanted = match access {
+            Access::Read => 0,
+            Access::Write => WRITE,
+        };
+        if flags != self.next.available() | wanted {
+            return None;
+        }
+        let descriptor = self.areas.copy(self.next.index);
+        let room = descriptor.len.get();
+        if (room as usize) < len {
+            return None;
+        }
+        let place = Place::new(memory, descriptor.addr.get(), room)?;
+        self.take(1);
+        Some((Chain::new(descriptor.id.get()), place))
+    }
+
+    #[inline(always)]
+    fn position(&self) -> u16 {
+        self.next.word()
+    }
+
+    #[inline]
+    fn rewind(&mut self, position: u16) {
+        self.short = true;
+        // The first that was not available when it was looked for: whether a later one is enough only a try can tell.
+        self.short_at = self.next;
+        self.next = Cursor::new(position);
+    }
+
+    #[inline(always)] // on the way of each packet, and small
+    fn complete(&mut self, chain: Chain, len: u32) {
+        let Cursor { index, .. } = self.used;
+        let written = if len == 0 { 0 } else { WRITE };
+        let flags = self.used.used() | written;
+        if self.hidden == 0 {
+            self.areas.prepare(index, chain.id, len);
+            (self.first, self.first_flags) = (index, flags);
+        } else {
+            self.areas.use_up(index, chain.id, len, flags);
+        }
+        self.hidden += u32::from(chain.entries);
+        self.used.advance(chain.entries, self.areas.size);
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.hidden != 0 {
+            let flags = self.areas.flags(self.first);
+            flags.set_release(self.first_flags);
+            self.events.published(self.hidden);
+            self.hidden = 0;
+        }
+    }
+
+    #[inline]
+    fn needs_interrupt(&mut self) -> bool {
+        self.events.needs_interrupt(&self.areas, self.used)
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let known = if self.short { self.short_at } else { self.next };
+        let areas = &self.areas;
+        (self.events).enable_kicks(areas, known, || areas.is_available(known))
+    }
+
+    fn disable_kicks(&mut self) {
+        self.events.disable_kicks(&self.areas);
+    }
+}
+
+#[cfg(test)]
+mod tests;
