@@ -76,7 +76,9 @@ pub enum Refusal {
         rings: usize,
     },
     /// A ring of that size cannot be.
-    #[error("a ring of {0} descriptors: it has to be a power of two up to {MAX_RING}")]
+    #[error(
+        "a ring of {0} descriptors: it can have up to {MAX_RING}, and unless it is packed a power of two"
+    )]
     RingSize(u32),
     /// A value out of range.
     #[error("{what} is {value}")]
@@ -228,11 +230,23 @@ impl Message {
         self.code() == Some(Request::SET_VRING_KICK) && self.u64_at(0) & VRING_NOFD != 0
     }
 
-    /// Checks all that can be told from the message itself. `rings` is how many there are.
+    /// In the answer to a GET_VRING_BASE, says of a packed ring where used descriptors go on: where available ones do, for all
+    /// that was taken has been used.
+    pub fn double_base(&mut self) {
+        let base = self.u32_at(4) & 0xffff;
+        if self.code() == Some(Request::GET_VRING_BASE)
+            && let Some(word) = self.payload.get_mut(4..8)
+        {
+            word.copy_from_slice(&(base | (base << 16)).to_ne_bytes());
+        }
+    }
+
+    /// Checks all that can be told from the message itself. `rings` is how many there are, and `packed` how they are laid
+    /// out.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn check(&self, rings: usize) -> Result<(), Refusal> {
+    pub fn check(&self, rings: usize, packed: bool) -> Result<(), Refusal> {
         if self.flags & !NEED_REPLY != VERSION {
             return Err(Refusal::Flags(self.flags));
         }
@@ -255,7 +269,8 @@ impl Message {
             Request::SET_VRING_NUM => {
                 self.ring_state(rings)?;
                 let size = self.u32_at(4);
-                if !size.is_power_of_two() || size > MAX_RING {
+                let possible = (packed && size > 0) || size.is_power_of_two();
+                if !possible || size > MAX_RING {
                     return Err(Refusal::RingSize(size));
                 }
                 Ok(())

@@ -10,6 +10,7 @@
 //! | SET_BACKEND_REQ_FD | keeps the socket and answers: the crate cannot send CONFIG_CHANGE_MSG through it |
 //! | SET_MEM_TABLE with room behind its regions | cuts it off: User-mode Linux sends it, and the crate refuses it |
 //! | SET_MEM_TABLE with regions in any order | sorts them by guest address: the crate refuses others |
+//! | GET_VRING_BASE of packed rings | says in the upper half of the answer where used descriptors go on, which is where available ones do: the crate knows 16 bits |
 //! | SET_VRING_KICK without a descriptor | attaches /dev/null, which is no eventfd: the ring is polled |
 //!
 //! A refused message is answered with an error if the front-end asked for answers; else the connection ends. In
@@ -210,11 +211,14 @@ impl<'a> Relay<'a> {
 
     /// Passes what the crate answers on to the front-end.
     fn answer(&mut self) -> Result<(), Ended> {
-        let answer = match self.answers.read(self.back.as_fd()) {
+        let mut answer = match self.answers.read(self.back.as_fd()) {
             Ok(None) => return Ok(()),
             Ok(Some(answer)) => answer,
             Err(_) => return Err(Ended::Protocol),
         };
+        if self.rings_are_packed() {
+            answer.double_base();
+        }
         self.owed = self.owed.saturating_sub(1);
         self.trace("answer to", &answer);
         send(
@@ -237,7 +241,8 @@ impl<'a> Relay<'a> {
         };
         self.spoken = true;
         self.trace("request", &message);
-        if let Err(refusal) = message.check(self.config.queues) {
+        let packed = self.rings_are_packed();
+        if let Err(refusal) = message.check(self.config.queues, packed) {
             warn!("refused {}: {refusal}", message.name());
             return self.refuse(&message);
         }
@@ -291,6 +296,12 @@ impl<'a> Relay<'a> {
             message.attach_kick(std::fs::File::open("/dev/null")?.into());
         }
         self.pass(&message)
+    }
+
+    /// Whether the driver accepted packed rings.
+    fn rings_are_packed(&self) -> bool {
+        let features = self.features.unwrap_or(0);
+        features & Features::RING_PACKED.bits() != 0
     }
 
     /// Answers a refused message with an error, or ends the connection.

@@ -127,9 +127,14 @@ impl Session {
         }
         let result = self.ring(index, move |rings| rings.rings().set_up(index, setup));
         match result {
-            Some(Ok(next)) if next != base => info!(
-                "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
-            ),
+            Some(Ok(next)) => {
+                self.said(index).has_begun();
+                if let Some(base) = base.filter(|&base| base != next) {
+                    info!(
+                        "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
+                    );
+                }
+            }
             Some(Err(error)) => warn!("queue {index} cannot be set up: {error}"),
             _ => {}
         }
@@ -155,11 +160,14 @@ impl Session {
         for index in 0..self.rings.len() {
             let server = self.server(index, before);
             if server != self.server(index, acked) {
-                // If the thread has ended, the process is about to.
-                let _ = self.engine.ring(server, move |rings| {
+                let stopped = self.engine.ring(server, move |rings| {
                     rings.set_kick(index, None);
                     rings.rings().tear_down(index)
                 });
+                // If the thread has ended, the process is about to.
+                if let Ok(Some(next)) = stopped {
+                    self.said(index).goes_on_at(next);
+                }
             }
         }
         let _ = self.engine.port(move |port| set_port_features(port, acked));

@@ -46,8 +46,11 @@ pub fn with_session<R>(session: &Arc<Session>, build: impl FnOnce() -> R) -> R {
 pub struct Said {
     layout: Layout,
     placed: bool,
-    /// The next chain to take, by the front-end's word, or where the ring stopped.
+    /// The next chain to take, by the front-end's word, or where the ring stopped; of a packed ring with the wrap counter in bit
+    /// 15.
     base: u16,
+    /// Whether that is to be heeded when the ring is set up: it was said since it was set up the last time.
+    base_is_news: bool,
     /// Whether it was started by a kick descriptor, and not stopped since.
     started: bool,
     enabled: bool,
@@ -58,14 +61,30 @@ pub struct Said {
 
 impl Said {
     /// What it takes to set the ring up, if all of that has been said, and where the front-end says to go on.
-    pub fn setup(&self, index: usize) -> Option<(QueueSetup, u16)> {
+    pub fn setup(&self, index: usize) -> Option<(QueueSetup, Option<u16>)> {
+        let base = self.base_is_news.then_some(self.base);
+        let layout = Layout {
+            base,
+            ..self.layout
+        };
         let setup = QueueSetup {
-            layout: self.layout,
+            layout,
             enabled: self.enabled,
             interrupt: line(index, self.call.as_ref()),
             error: line(index, self.error.as_ref()),
         };
-        self.is_set_up().then_some((setup, self.base))
+        self.is_set_up().then_some((setup, base))
+    }
+
+    /// The ring was set up: it knows itself where it stands.
+    pub fn has_begun(&mut self) {
+        self.base_is_news = false;
+    }
+
+    /// The ring goes on at `base`, whoever serves it.
+    pub fn goes_on_at(&mut self, base: u16) {
+        self.base = base;
+        self.base_is_news = true;
     }
 
     /// Whether the ring is set up, if it could be.
@@ -88,6 +107,7 @@ impl Said {
         self.layout = Layout::default();
         self.placed = false;
         self.base = 0;
+        self.base_is_news = false;
         self.started = false;
         self.kick = None;
         self.enabled = false;
@@ -202,11 +222,12 @@ impl VringT<Memory> for NicVring {
             descriptors: desc_table,
             driver: avail_ring,
             device: used_ring,
+            base: None,
         };
         self.session.check_layout(&layout).map_err(|error| {
             warn!("queue {index}: refused SET_VRING_ADDR: {error}");
             match error {
-                BadRing::Size(_) => VirtQueError::InvalidMaxSize,
+                BadRing::Size(_) | BadRing::Base { .. } => VirtQueError::InvalidMaxSize,
                 BadRing::Misaligned { .. } => VirtQueError::InvalidDescTableAlign,
                 BadRing::Unmapped { .. } => VirtQueError::AddressOverflow,
             }
@@ -228,7 +249,7 @@ impl VringT<Memory> for NicVring {
 
     fn set_queue_next_avail(&self, base: u16) {
         self.inner.set_queue_next_avail(base);
-        self.said().base = base;
+        self.said().goes_on_at(base);
     }
 
     fn set_queue_next_used(&self, idx: u16) {
@@ -240,7 +261,10 @@ impl VringT<Memory> for NicVring {
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.inner.set_queue_size(num);
+        // The crate's own ring, which nobody uses, takes no other; a packed one may have any size.
+        if num.is_power_of_two() {
+            self.inner.set_queue_size(num);
+        }
         self.said().layout.size = num;
     }
 
@@ -263,7 +287,7 @@ impl VringT<Memory> for NicVring {
         said.started = false;
         said.kick = None;
         if let Some(Some(next)) = stopped {
-            said.base = next;
+            said.goes_on_at(next);
         }
         drop(said);
         self.session.steer();

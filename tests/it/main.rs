@@ -14,6 +14,7 @@ mod hostile_rings;
 mod link;
 mod measure;
 mod multi_queue;
+mod packed;
 mod process;
 mod talk;
 mod virtual_time;
