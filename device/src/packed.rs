@@ -7,6 +7,8 @@
 //! The driver looks at used descriptors in their order, and no further than the first that is not. So those of a burst are
 //! written as they are completed, but for the first one's flags: with them [`Ring::publish`] shows all.
 //!
+//! With IN_ORDER one used descriptor stands for a whole burst of buffers that the device only read (VIRTIO 1.3, 2.8.9).
+//!
 //! How far the device has got stands nowhere in the ring: whoever takes one over has to be told ([`Layout::base`]).
 
 use std::ptr::NonNull;
@@ -140,6 +142,7 @@ pub struct PackedRing {
     memory: Arc<GuestMemory>,
     areas: Areas,
     indirect: bool,
+    in_order: bool,
     /// The next descriptor to take.
     next: Cursor,
     /// Where the next used descriptor goes.
@@ -148,6 +151,10 @@ pub struct PackedRing {
     hidden: u32,
     first: u16,
     first_flags: u16,
+    /// Whether all of them are described at `first`.
+    batch: bool,
+    /// Whether any chain that was taken since then can be written to.
+    writes: bool,
     events: Events,
     /// What was available up to here was not enough: only more of it is worth a kick.
     short: bool,
@@ -189,11 +196,14 @@ impl PackedRing {
             memory,
             areas,
             indirect: features.contains(Features::INDIRECT_DESC),
+            in_order: features.contains(Features::IN_ORDER),
             next: start,
             used: start,
             hidden: 0,
             first: start.index,
             first_flags: 0,
+            batch: false,
+            writes: false,
             events: Events::new(size, event_idx),
             short: false,
             short_at: start,
@@ -377,11 +387,12 @@ impl Ring for PackedRing {
             let list = if flags & WRITE == 0 {
                 readable
             } else {
-                writable
+                &mut *writable
             };
             list.push(descriptor.addr.get(), len)?;
             Chain::new(descriptor.id.get())
         };
+        self.writes |= !writable.is_empty();
         self.take(chain.entries);
         Ok(Some(chain))
     }
@@ -407,6 +418,7 @@ impl Ring for PackedRing {
             return None;
         }
         let place = Place::new(memory, descriptor.addr.get(), room)?;
+        self.writes |= access == Access::Write;
         self.take(1);
         Some((Chain::new(descriptor.id.get()), place))
     }
@@ -429,10 +441,17 @@ impl Ring for PackedRing {
         let Cursor { index, .. } = self.used;
         let written = if len == 0 { 0 } else { WRITE };
         let flags = self.used.used() | written;
+        // Of a buffer that the driver is not told of, it assumes that all was written.
+        let only_read = self.in_order && !self.writes && len == 0;
         if self.hidden == 0 {
             self.areas.prepare(index, chain.id, len);
             (self.first, self.first_flags) = (index, flags);
+            self.batch = only_read;
+        } else if self.batch && only_read {
+            // It has the identifier of the last one.
+            self.areas.prepare(self.first, chain.id, 0);
         } else {
+            self.batch = false;
             self.areas.use_up(index, chain.id, len, flags);
         }
         self.hidden += u32::from(chain.entries);
@@ -446,6 +465,7 @@ impl Ring for PackedRing {
             flags.set_release(self.first_flags);
             self.events.published(self.hidden);
             self.hidden = 0;
+            self.writes = false;
         }
     }
 

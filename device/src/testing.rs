@@ -364,6 +364,30 @@ impl Driver {
     }
 }
 
+/// What a card's tests ask of a driver, whatever its rings' layout.
+pub(crate) trait Posts {
+    /// Where its ring is.
+    fn layout(&self) -> Layout;
+    /// Posts `buffers` as one chain, and returns what it is known by.
+    fn post(&mut self, buffers: &[Buffer]) -> u16;
+    /// Takes back what the device has used since the last call.
+    fn used(&mut self) -> Vec<(u16, u32)>;
+}
+
+impl Posts for Driver {
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn post(&mut self, buffers: &[Buffer]) -> u16 {
+        self.post(buffers)
+    }
+
+    fn used(&mut self) -> Vec<(u16, u32)> {
+        self.used()
+    }
+}
+
 /// An interrupt line that counts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
@@ -506,10 +530,10 @@ pub(crate) const CONTROL: usize = 2;
 
 /// A card with one queue pair and a control queue, its driver, and a wire on which each burst takes a
 /// millisecond.
-pub(crate) struct Bench {
+pub(crate) struct Bench<D = Driver> {
     pub(crate) nic: Nic,
     pub(crate) guest: Guest,
-    pub(crate) drivers: [Driver; 3],
+    pub(crate) drivers: [D; 3],
     pub(crate) lines: [Line; 3],
     pub(crate) errors: [Line; 3],
     pub(crate) now: Nanos,
@@ -524,13 +548,22 @@ impl Bench {
 
     /// With rings of `size` whose indices stand at `start`.
     pub(crate) fn with(features: Features, size: u16, start: u16) -> Self {
+        Self::of(features, |guest, base| {
+            Driver::new(guest, base, size, start)
+        })
+    }
+}
+
+impl<D: Posts> Bench<D> {
+    /// With rings that `driver` makes, each behind a guest address.
+    pub(crate) fn of(features: Features, driver: impl Fn(&Guest, u64) -> D) -> Self {
         let guest = Guest::new();
         let mut nic = Nic::new(&PortConfig::default(), Features::supported(1));
         nic.device.set_memory(Some(guest.memory.clone())).unwrap();
         nic.set_features(features).unwrap();
         let mut bench = Bench {
             nic,
-            drivers: [0, 0x4000, 0x8000].map(|base| Driver::new(&guest, base, size, start)),
+            drivers: [0, 0x4000, 0x8000].map(|base| driver(&guest, base)),
             guest,
             lines: Default::default(),
             errors: Default::default(),
@@ -551,7 +584,7 @@ impl Bench {
     /// Sets virtqueue `index` up where its driver has it.
     pub(crate) fn set_up(&mut self, index: usize) {
         let setup = QueueSetup {
-            layout: self.drivers[index].layout,
+            layout: self.drivers[index].layout(),
             enabled: true,
             interrupt: self.lines[index].boxed(),
             error: self.errors[index].boxed(),

@@ -504,4 +504,6 @@ impl Host for VirtioNet {
 }
 
 #[cfg(test)]
+mod packed_tests;
+#[cfg(test)]
 mod tests;

@@ -114,20 +114,23 @@ proptest! {
     #[test]
     fn valid_rings_are_taken_as_they_were_posted(
         (size, start) in ring(),
-        event_idx in any::<bool>(),
+        [event_idx, in_order] in any::<[bool; 2]>(),
         seed in any::<u64>(),
-        rounds in vec((vec(chain(), 0..12), vec(0u16..2000, 12), any::<[bool; 4]>()), 1..20),
+        rounds in vec((vec(chain(), 0..12), vec(0u16..2000, 12), any::<[bool; 5]>()), 1..20),
     ) {
         let guest = Guest::new();
         guest.write(BUFFERS, &noise((HOLE - BUFFERS) as usize, seed));
         let mut driver = PackedDriver::new(&guest, 0, size, start);
-        let features = if event_idx { WITH_INDIRECT | WITH_EVENTS } else { WITH_INDIRECT };
+        driver.in_order = in_order;
+        let mut features = WITH_INDIRECT;
+        features.set(Features::EVENT_IDX, event_idx);
+        features.set(Features::IN_ORDER, in_order);
         let mut device = Device::new(&driver, features);
         let mut posted = VecDeque::new();
         let mut completed = Vec::new();
         let mut asleep = true;
         let mut tables = (0..).map(|at: u64| HOLE_END + 0x200 * (at % 200) + at % 16);
-        for (chains, lengths, [leave, rewind, hide, sleep]) in rounds {
+        for (chains, lengths, [leave, rewind, hide, sleep, written]) in rounds {
             for (mut buffers, indirect) in chains {
                 buffers.truncate(usize::from(size));
                 let entries = if indirect { 1 } else { buffers.len() as u16 };
@@ -156,7 +159,7 @@ proptest! {
                 prop_assert_eq!(device.fetch(), Ok(Some(chain)));
                 device.ring.rewind(position);
             }
-            for len in lengths.into_iter().take(if leave { 3 } else { 12 }) {
+            for mut len in lengths.into_iter().take(if leave { 3 } else { 12 }) {
                 let at = device.at();
                 let Some((id, entries, buffers)) = posted.pop_front() else {
                     prop_assert_eq!(device.fetch(), Ok(None));
@@ -165,6 +168,9 @@ proptest! {
                     break;
                 };
                 let chain = Chain { id, entries };
+                if !written && !buffers.iter().any(|buffer| buffer.writable) {
+                    len = 0;
+                }
                 let [only] = &buffers[..] else {
                     prop_assert!(device.ring.fetch_place(&device.memory, Access::Write, 0).is_none());
                     check(&mut device, &guest, chain, &buffers)?;
@@ -268,9 +274,38 @@ fn complete(
     completed: &mut Vec<(At, u16, u32)>,
 ) {
     device.ring.complete(chain, u32::from(len));
-    let slot = 16 * u64::from(at.index);
-    changed.push((slot + 8, if completed.is_empty() { 6 } else { 8 }));
+    let place = |at: At| 16 * u64::from(at.index) + 8;
+    match completed.first() {
+        None => changed.push((place(at), 6)),
+        // With IN_ORDER it may stand for more than one.
+        Some(&(first, _, _)) => changed.extend([(place(first), 6), (place(at), 8)]),
+    }
     completed.push((at, chain.id, u32::from(len)));
+}
+
+#[test]
+fn one_used_descriptor_stands_for_all_that_was_only_read() {
+    let guest = Guest::new();
+    let mut driver = PackedDriver::new(&guest, 0, 7, At::from_word(0x8005));
+    driver.in_order = true;
+    let mut device = Device::new(&driver, BASE | Features::IN_ORDER);
+    let mut skipped = |chains: &[&[Buffer]]| {
+        let ids: Vec<_> = chains.iter().map(|chain| driver.post(chain)).collect();
+        device.use_up(ids.len() as u16);
+        let used = driver.used();
+        assert!(used.iter().map(|&(id, _)| id).eq(ids));
+        std::mem::take(&mut driver.skipped)
+    };
+    let (read, write) = ([readable(BUFFERS, 1)], [writable(BUFFERS, 1)]);
+    let both = [read[0], write[0]];
+    assert_eq!(skipped(&[&read, &read, &read]), 2);
+    assert_eq!(skipped(&[&read]), 0);
+    assert_eq!(skipped(&[&read, &[read[0]; 3], &read]), 2);
+    // Of what can be written to, the driver has to know that nothing was.
+    assert_eq!(skipped(&[&write, &write]), 0);
+    assert_eq!(skipped(&[&read, &read, &write, &read]), 1);
+    assert_eq!(skipped(&[&both, &read, &read]), 0);
+    assert_eq!(skipped(&[&read, &read]), 1, "a burst of its own");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! As [`super::Driver`] it writes the ring field by field from the specification (VIRTIO 1.3, 2.8), slowly, shares nothing with
 //! the device's code, and can be told to do what no driver may.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
-use super::{BORDER, Buffer, Guest, HOLE, HOLE_END, INDIRECT, NEXT, WRITE};
+use super::{BORDER, Buffer, Guest, HOLE, HOLE_END, INDIRECT, NEXT, Posts, WRITE};
 use crate::ring::Layout;
 
 /// What the driver may want to hear of.
@@ -79,8 +79,11 @@ pub(crate) struct PackedDriver {
     pub(crate) seen: Place,
     /// Descriptors that are not the device's.
     pub(crate) free: u16,
-    /// How many descriptors each buffer that is the device's takes.
-    posted: HashMap<u16, u16>,
+    /// Buffers that are the device's, in the order in which they were posted, each with how many descriptors it takes.
+    posted: VecDeque<(u16, u16)>,
+    /// Whether IN_ORDER was negotiated, and how many buffers had no used descriptor of their own.
+    pub(crate) in_order: bool,
+    pub(crate) skipped: usize,
     /// The next buffer's identifier: any will do, and none says where the buffer is.
     id: u16,
 }
@@ -101,7 +104,9 @@ impl PackedDriver {
             next: start,
             seen: start,
             free: size,
-            posted: HashMap::new(),
+            posted: VecDeque::new(),
+            in_order: false,
+            skipped: 0,
             id: 0xfff0,
         };
         // Each descriptor looks used by the round before.
@@ -184,7 +189,7 @@ impl PackedDriver {
         self.guest
             .write16(first, chain[0].flags | self.next.available());
         let last = chain.last().unwrap();
-        self.posted.insert(last.id, chain.len() as u16);
+        self.posted.push_back((last.id, chain.len() as u16));
         self.next = at;
         self.free -= chain.len() as u16;
     }
@@ -202,9 +207,17 @@ impl PackedDriver {
             }
             let (len, id) = (self.guest.read32(slot + 8), self.guest.read16(slot + 12));
             assert_eq!(flags & !0x8080, if len > 0 { WRITE } else { 0 });
-            let entries = self.posted.remove(&id).expect("a buffer that is posted");
-            self.seen = self.seen.after(entries, self.layout.size);
-            self.free += entries;
+            loop {
+                let (next, entries) = self.posted.pop_front().expect("a buffer that is posted");
+                self.seen = self.seen.after(entries, self.layout.size);
+                self.free += entries;
+                if next == id {
+                    break;
+                }
+                assert!(self.in_order, "buffer {next} is missing");
+                self.skipped += 1;
+                used.push((next, 0));
+            }
             used.push((id, len));
         }
     }
@@ -277,6 +290,20 @@ impl PackedDriver {
         let addr = u64::from_le_bytes(self.guest.read(at, 8).try_into().unwrap());
         let (id, flags) = (self.guest.read16(at + 12), self.guest.read16(at + 14));
         Some((addr, self.guest.read32(at + 8), id, flags))
+    }
+}
+
+impl Posts for PackedDriver {
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn post(&mut self, buffers: &[Buffer]) -> u16 {
+        self.post(buffers)
+    }
+
+    fn used(&mut self) -> Vec<(u16, u32)> {
+        self.used()
     }
 }
 
