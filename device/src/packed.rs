@@ -85,25 +85,26 @@ impl Areas {
         zerocopy::transmute!(words)
     }
 
-    /// Writes all of a used descriptor over descriptor `index`, but for the address, which means nothing there.
+    /// Writes a used descriptor over descriptor `index`, but for the address, which means nothing there.
     #[inline(always)]
     fn use_up(&self, index: u16, id: u16, len: u32, flags: u16) {
-        let word = u64::from(len) | (u64::from(id) << 32) | (u64::from(flags) << 48);
+        let id_and_flags = u32::from(id) | (u32::from(flags) << 16);
+        let half = self.slot(index).cast::<u32>();
         // SAFETY: the second half of a descriptor, which is mapped and aligned.
         unsafe {
-            let half = self.slot(index).add(8).cast::<u64>();
-            half.write_volatile(word.to_le());
+            half.add(2).write_volatile(len.to_le());
+            half.add(3).write_volatile(id_and_flags.to_le());
         }
     }
 
     /// As [`Areas::use_up`], but its flags stay as they are.
     #[inline(always)]
     fn prepare(&self, index: u16, id: u16, len: u32) {
+        let slot = self.slot(index);
         // SAFETY: length and identifier within a descriptor, which is mapped and aligned.
         unsafe {
-            let half = self.slot(index).add(8);
-            half.cast::<u32>().write_volatile(len.to_le());
-            half.add(4).cast::<u16>().write_volatile(id.to_le());
+            slot.cast::<u32>().add(2).write_volatile(len.to_le());
+            slot.cast::<u16>().add(6).write_volatile(id.to_le());
         }
     }
 
@@ -147,17 +148,15 @@ pub struct PackedRing {
     next: Cursor,
     /// Where the next used descriptor goes.
     used: Cursor,
-    /// Descriptors that were used and not shown, and the flags that will show them, at `first`.
-    hidden: u32,
-    first: u16,
-    first_flags: u16,
-    /// Whether all of them are described at `first`.
+    /// Up to where the driver was shown what was used, and the flags that will show it the rest.
+    shown: Cursor,
+    show: u16,
+    /// Whether the first used descriptor that is hidden may stand for all that are.
     batch: bool,
-    /// Whether any chain that was taken since then can be written to.
-    writes: bool,
     events: Events,
-    /// What was available up to here was not enough: only more of it is worth a kick.
+    /// What was available up to here was not enough when the next one to take was `short_from`: only more of it is worth a kick.
     short: bool,
+    short_from: Cursor,
     short_at: Cursor,
 }
 
@@ -199,22 +198,14 @@ impl PackedRing {
             in_order: features.contains(Features::IN_ORDER),
             next: start,
             used: start,
-            hidden: 0,
-            first: start.index,
-            first_flags: 0,
-            batch: false,
-            writes: false,
+            shown: start,
+            show: 0,
+            batch: features.contains(Features::IN_ORDER),
             events: Events::new(size, event_idx),
             short: false,
+            short_from: start,
             short_at: start,
         })
-    }
-
-    /// The next descriptor, behind those of a chain of `entries`, is the one to take.
-    #[inline(always)]
-    fn take(&mut self, entries: u16) {
-        self.next.advance(entries, self.areas.size);
-        self.short = false;
     }
 
     /// Walks the chain that starts at the next descriptor, whose `flags` and `first` copy are at hand.
@@ -246,7 +237,7 @@ impl PackedRing {
                 return Ok(Chain { id, entries });
             }
             // The driver wrote it before the flags of the first, so it is whole.
-            at.advance(1, self.areas.size);
+            at = at.after(1, self.areas.size);
             descriptor = self.areas.copy(at.index);
             flags = descriptor.flags.get();
             if flags & INDIRECT != 0 {
@@ -285,7 +276,7 @@ impl PackedRing {
             if !self.areas.is_available(at) {
                 break;
             }
-            at.advance(1, self.areas.size);
+            at = at.after(1, self.areas.size);
         }
         at
     }
@@ -361,6 +352,7 @@ impl Ring for PackedRing {
     /// How many there are, only [`Ring::fetch`] finds out.
     #[inline(always)] // on the way of each burst, and small
     fn begin(&mut self) -> Result<u16, Fault> {
+        self.short = false;
         Ok(if self.areas.is_available(self.next) {
             self.areas.size
         } else {
@@ -374,12 +366,13 @@ impl Ring for PackedRing {
         readable: &mut Scatter,
         writable: &mut Scatter,
     ) -> Result<Option<Chain>, Fault> {
+        let (next, size) = (self.next, self.areas.size);
         // These first, and what they vouch for afterwards.
-        let flags = self.areas.flags(self.next.index).get_acquire();
-        if flags & STATE != self.next.available() {
+        let flags = self.areas.flags(next.index).get_acquire();
+        if flags & STATE != next.available() {
             return Ok(None);
         }
-        let descriptor = self.areas.copy(self.next.index);
+        let descriptor = self.areas.copy(next.index);
         let len = descriptor.len.get();
         let chain = if flags & (NEXT | INDIRECT) != 0 || len == 0 {
             self.walk(flags, descriptor, readable, writable)?
@@ -392,8 +385,8 @@ impl Ring for PackedRing {
             list.push(descriptor.addr.get(), len)?;
             Chain::new(descriptor.id.get())
         };
-        self.writes |= !writable.is_empty();
-        self.take(chain.entries);
+        self.batch &= writable.is_empty();
+        self.next = next.after(chain.entries, size);
         Ok(Some(chain))
     }
 
@@ -404,22 +397,23 @@ impl Ring for PackedRing {
         access: Access,
         len: usize,
     ) -> Option<(Chain, Place<'m>)> {
-        let flags = self.areas.flags(self.next.index).get_acquire();
+        let (next, size) = (self.next, self.areas.size);
+        let flags = self.areas.flags(next.index).get_acquire();
         let wanted = match access {
             Access::Read => 0,
             Access::Write => WRITE,
         };
-        if flags != self.next.available() | wanted {
+        if flags != next.available() | wanted {
             return None;
         }
-        let descriptor = self.areas.copy(self.next.index);
+        let descriptor = self.areas.copy(next.index);
         let room = descriptor.len.get();
         if (room as usize) < len {
             return None;
         }
         let place = Place::new(memory, descriptor.addr.get(), room)?;
-        self.writes |= access == Access::Write;
-        self.take(1);
+        self.batch &= access == Access::Read;
+        self.next = next.after(1, size);
         Some((Chain::new(descriptor.id.get()), place))
     }
 
@@ -434,38 +428,37 @@ impl Ring for PackedRing {
         // The first that was not available when it was looked for: whether a later one is enough only a try can tell.
         self.short_at = self.next;
         self.next = Cursor::new(position);
+        self.short_from = self.next;
     }
 
     #[inline(always)] // on the way of each packet, and small
     fn complete(&mut self, chain: Chain, len: u32) {
-        let Cursor { index, .. } = self.used;
+        let used = self.used;
         let written = if len == 0 { 0 } else { WRITE };
-        let flags = self.used.used() | written;
-        // Of a buffer that the driver is not told of, it assumes that all was written.
-        let only_read = self.in_order && !self.writes && len == 0;
-        if self.hidden == 0 {
-            self.areas.prepare(index, chain.id, len);
-            (self.first, self.first_flags) = (index, flags);
-            self.batch = only_read;
-        } else if self.batch && only_read {
-            // It has the identifier of the last one.
-            self.areas.prepare(self.first, chain.id, 0);
+        let flags = used.used() | written;
+        if used == self.shown {
+            self.areas.prepare(used.index, chain.id, len);
+            self.show = flags;
+            self.batch &= len == 0;
+        } else if self.batch && len == 0 {
+            // It has the identifier of the last one. The driver assumes of those that it is not told of that all was written.
+            self.areas.prepare(self.shown.index, chain.id, 0);
         } else {
             self.batch = false;
-            self.areas.use_up(index, chain.id, len, flags);
+            self.areas.use_up(used.index, chain.id, len, flags);
         }
-        self.hidden += u32::from(chain.entries);
-        self.used.advance(chain.entries, self.areas.size);
+        self.used = used.after(chain.entries, self.areas.size);
     }
 
     #[inline]
     fn publish(&mut self) {
-        if self.hidden != 0 {
-            let flags = self.areas.flags(self.first);
-            flags.set_release(self.first_flags);
-            self.events.published(self.hidden);
-            self.hidden = 0;
-            self.writes = false;
+        let Cursor { index, .. } = self.shown;
+        if self.used != self.shown {
+            self.areas.flags(index).set_release(self.show);
+            self.events
+                .published(self.used.since(self.shown, self.areas.size));
+            self.shown = self.used;
+            self.batch = self.in_order;
         }
     }
 
@@ -475,7 +468,11 @@ impl Ring for PackedRing {
     }
 
     fn enable_kicks(&mut self) -> bool {
-        let known = if self.short { self.short_at } else { self.next };
+        let known = if self.short && self.next == self.short_from {
+            self.short_at
+        } else {
+            self.next
+        };
         let areas = &self.areas;
         (self.events).enable_kicks(areas, known, || areas.is_available(known))
     }

@@ -60,14 +60,20 @@ impl Cursor {
         self.used
     }
 
-    /// Moves on by `entries` in a ring of `size`, once round at most.
-    #[inline]
-    pub(crate) fn advance(&mut self, entries: u16, size: u16) {
+    /// The place `entries` behind it in a ring of `size`, once round at most.
+    #[inline(always)] // on the way of each packet, and small
+    #[must_use]
+    pub(crate) fn after(self, entries: u16, size: u16) -> Self {
         debug_assert!(self.index < size && entries <= size && size <= WRAP);
-        self.index += entries;
-        if self.index >= size {
-            self.index -= size;
-            self.used ^= STATE;
+        let Cursor { index, used } = self;
+        let index = index + entries;
+        if index < size {
+            Cursor { index, used }
+        } else {
+            Cursor {
+                index: index - size,
+                used: used ^ STATE,
+            }
         }
     }
 
