@@ -11,6 +11,7 @@
 //!
 //! How far the device has got stands nowhere in the ring: whoever takes one over has to be told ([`Layout::base`]).
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
@@ -59,52 +60,64 @@ struct Areas {
     size: u16,
 }
 
-impl Areas {
-    /// Where descriptor `index` is.
-    #[inline(always)]
-    fn slot(&self, index: u16) -> NonNull<u8> {
-        debug_assert!(index < self.size);
-        // SAFETY: `PackedRing::new` made sure that the ring is mapped, and `index` is within it.
-        unsafe { self.descriptors.add(DESCRIPTOR * usize::from(index)) }
-    }
+/// A descriptor in the ring.
+#[derive(Clone, Copy)]
+struct Slot<'a> {
+    host: NonNull<u8>,
+    areas: PhantomData<&'a Areas>,
+}
 
-    /// The flags of descriptor `index`, by which it changes hands.
+impl<'a> Slot<'a> {
+    /// Its flags, by which it changes hands.
     #[inline(always)]
-    fn flags(&self, index: u16) -> &AtomicU16 {
+    fn flags(self) -> &'a AtomicU16 {
         // SAFETY: the flags are the last word of a descriptor, which is mapped and aligned to 16, and the ring's `memory`
         // keeps it mapped. The driver shares them with us, which an atomic allows.
-        unsafe { AtomicU16::from_ptr(self.slot(index).add(14).cast().as_ptr()) }
+        unsafe { AtomicU16::from_ptr(self.host.cast().add(7).as_ptr()) }
     }
 
-    /// A private copy of descriptor `index`.
+    /// A private copy of it.
     #[inline(always)]
-    fn copy(&self, index: u16) -> Descriptor {
-        let words = self.slot(index).cast::<[u64; 2]>();
+    fn copy(self) -> Descriptor {
         // SAFETY: the descriptor is mapped and aligned.
-        let words = unsafe { words.read_volatile() };
+        let words = unsafe { self.host.cast::<[u64; 2]>().read_volatile() };
         zerocopy::transmute!(words)
     }
 
-    /// Writes a used descriptor over descriptor `index`, but for the address, which means nothing there.
+    /// Writes a used descriptor over it, but for the address, which means nothing there.
     #[inline(always)]
-    fn use_up(&self, index: u16, id: u16, len: u32, flags: u16) {
+    fn use_up(self, id: u16, len: u32, flags: u16) {
         let id_and_flags = u32::from(id) | (u32::from(flags) << 16);
-        let half = self.slot(index).cast::<u32>();
+        let words = self.host.cast::<u32>();
         // SAFETY: the second half of a descriptor, which is mapped and aligned.
         unsafe {
-            half.add(2).write_volatile(len.to_le());
-            half.add(3).write_volatile(id_and_flags.to_le());
+            words.add(2).write_volatile(len.to_le());
+            words.add(3).write_volatile(id_and_flags.to_le());
         }
     }
 
-    /// As [`Areas::use_up`], but its flags stay as they are.
+    /// As [`Slot::use_up`], but its flags stay as they are.
     #[inline(always)]
-    fn prepare(&self, index: u16, id: u16, len: u32) {
-        let slot = self.slot(index);
+    fn prepare(self, id: u16, len: u32) {
         // SAFETY: length and identifier within a descriptor, which is mapped and aligned.
         unsafe {
-            slot.cast::<u32>().add(2).write_volatile(len.to_le());
-            slot.cast::<u16>().add(6).write_volatile(id.to_le());
+            let words = self.host.cast::<u32>();
+            words.add(2).write_volatile(len.to_le());
+            words.add(3).cast::<u16>().write_volatile(id.to_le());
+        }
+    }
+}
+
+impl Areas {
+    /// Descriptor `index`.
+    #[inline(always)]
+    fn slot(&self, index: u16) -> Slot<'_> {
+        debug_assert!(index < self.size);
+        // SAFETY: `PackedRing::new` made sure that the ring is mapped, and `index` is within it.
+        let host = unsafe { self.descriptors.add(DESCRIPTOR * usize::from(index)) };
+        Slot {
+            host,
+            areas: PhantomData,
         }
     }
 
@@ -112,7 +125,7 @@ impl Areas {
     /// from now on.
     #[inline(always)]
     fn is_available(&self, at: Cursor) -> bool {
-        self.flags(at.index).get_acquire() & STATE == at.available()
+        self.slot(at.index()).flags().get_acquire() & STATE == at.available()
     }
 }
 
@@ -179,7 +192,7 @@ impl PackedRing {
         }
         let base = layout.base.unwrap_or(Cursor::START);
         let start = Cursor::new(base);
-        if start.index >= size {
+        if start.index() >= size {
             return Err(BadRing::Base { base, size });
         }
         let part = |part, addr, len, align| BadRing::place(&memory, part, addr, len, align);
@@ -238,7 +251,7 @@ impl PackedRing {
             }
             // The driver wrote it before the flags of the first, so it is whole.
             at = at.after(1, self.areas.size);
-            descriptor = self.areas.copy(at.index);
+            descriptor = self.areas.slot(at.index()).copy();
             flags = descriptor.flags.get();
             if flags & INDIRECT != 0 {
                 return Err(Fault::IndirectWithNext);
@@ -367,12 +380,13 @@ impl Ring for PackedRing {
         writable: &mut Scatter,
     ) -> Result<Option<Chain>, Fault> {
         let (next, size) = (self.next, self.areas.size);
+        let slot = self.areas.slot(next.index());
         // These first, and what they vouch for afterwards.
-        let flags = self.areas.flags(next.index).get_acquire();
+        let flags = slot.flags().get_acquire();
         if flags & STATE != next.available() {
             return Ok(None);
         }
-        let descriptor = self.areas.copy(next.index);
+        let descriptor = slot.copy();
         let len = descriptor.len.get();
         let chain = if flags & (NEXT | INDIRECT) != 0 || len == 0 {
             self.walk(flags, descriptor, readable, writable)?
@@ -398,7 +412,8 @@ impl Ring for PackedRing {
         len: usize,
     ) -> Option<(Chain, Place<'m>)> {
         let (next, size) = (self.next, self.areas.size);
-        let flags = self.areas.flags(next.index).get_acquire();
+        let slot = self.areas.slot(next.index());
+        let flags = slot.flags().get_acquire();
         let wanted = match access {
             Access::Read => 0,
             Access::Write => WRITE,
@@ -406,7 +421,7 @@ impl Ring for PackedRing {
         if flags != next.available() | wanted {
             return None;
         }
-        let descriptor = self.areas.copy(next.index);
+        let descriptor = slot.copy();
         let room = descriptor.len.get();
         if (room as usize) < len {
             return None;
@@ -437,24 +452,25 @@ impl Ring for PackedRing {
         let written = if len == 0 { 0 } else { WRITE };
         let flags = used.used() | written;
         if used == self.shown {
-            self.areas.prepare(used.index, chain.id, len);
+            self.areas.slot(used.index()).prepare(chain.id, len);
             self.show = flags;
             self.batch &= len == 0;
         } else if self.batch && len == 0 {
             // It has the identifier of the last one. The driver assumes of those that it is not told of that all was written.
-            self.areas.prepare(self.shown.index, chain.id, 0);
+            self.areas.slot(self.shown.index()).prepare(chain.id, 0);
         } else {
             self.batch = false;
-            self.areas.use_up(used.index, chain.id, len, flags);
+            let slot = self.areas.slot(used.index());
+            slot.use_up(chain.id, len, flags);
         }
         self.used = used.after(chain.entries, self.areas.size);
     }
 
     #[inline]
     fn publish(&mut self) {
-        let Cursor { index, .. } = self.shown;
         if self.used != self.shown {
-            self.areas.flags(index).set_release(self.show);
+            let first = self.areas.slot(self.shown.index());
+            first.flags().set_release(self.show);
             self.events
                 .published(self.used.since(self.shown, self.areas.size));
             self.shown = self.used;

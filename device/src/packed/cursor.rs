@@ -15,14 +15,10 @@ pub(crate) const STATE: u16 = AVAIL | USED;
 /// The wrap counter beside an index, in the words that front-ends and drivers use.
 const WRAP: u16 = 1 << VRING_PACKED_EVENT_F_WRAP_CTR;
 
-/// A place in the ring, and the wrap counter there.
+/// A place in the ring, and the wrap counter there: in the lower half the descriptor, below the ring's size, and in the upper
+/// the flags of one that is used there, both or neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    /// The descriptor, below the ring's size.
-    pub(crate) index: u16,
-    /// The flags of a descriptor that is used here: both or neither.
-    used: u16,
-}
+pub struct Cursor(u32);
 
 impl Cursor {
     /// Where both sides begin.
@@ -33,10 +29,7 @@ impl Cursor {
     #[inline]
     pub fn new(word: u16) -> Self {
         let used = if word & WRAP == 0 { 0 } else { STATE };
-        Cursor {
-            index: word & !WRAP,
-            used,
-        }
+        Cursor(u32::from(word & !WRAP) | (u32::from(used) << 16))
     }
 
     /// Index and wrap counter as one word.
@@ -45,36 +38,44 @@ impl Cursor {
     pub fn word(self) -> u16 {
         // Bit 15 in both.
         const { assert!(USED == WRAP) }
-        self.index | (self.used & USED)
+        self.index() | (self.used() & USED)
+    }
+
+    /// The descriptor.
+    #[inline]
+    pub(crate) fn index(self) -> u16 {
+        self.0 as u16
     }
 
     /// The flags of a descriptor that is available here.
     #[inline]
     pub(crate) fn available(self) -> u16 {
-        self.used ^ USED
+        self.used() ^ USED
     }
 
     /// The flags of a descriptor that is used here.
     #[inline]
     pub(crate) fn used(self) -> u16 {
-        self.used
+        (self.0 >> 16) as u16
     }
 
     /// The place `entries` behind it in a ring of `size`, once round at most.
     #[inline(always)] // on the way of each packet, and small
     #[must_use]
     pub(crate) fn after(self, entries: u16, size: u16) -> Self {
-        debug_assert!(self.index < size && entries <= size && size <= WRAP);
-        let Cursor { index, used } = self;
-        let index = index + entries;
-        if index < size {
-            Cursor { index, used }
+        debug_assert!(self.index() < size && entries <= size && size <= WRAP);
+        let moved = Cursor(self.0 + u32::from(entries));
+        if moved.index() < size {
+            moved
         } else {
-            Cursor {
-                index: index - size,
-                used: used ^ STATE,
-            }
+            moved.round(size)
         }
+    }
+
+    #[cold] // so that the others do without conditional moves
+    #[inline(never)]
+    fn round(self, size: u16) -> Self {
+        Cursor((self.0 - u32::from(size)) ^ (u32::from(STATE) << 16))
     }
 
     /// How many descriptors lie between `earlier` and this place in a ring of `size`, where the two are less than two
@@ -82,8 +83,8 @@ impl Cursor {
     pub(crate) fn since(self, earlier: Cursor, size: u16) -> u32 {
         let rounds = 2 * u32::from(size);
         let place = |at: Cursor| {
-            let round = if at.used == 0 { size } else { 0 };
-            u32::from(at.index) + u32::from(round)
+            let round = if at.used() == 0 { size } else { 0 };
+            u32::from(at.index()) + u32::from(round)
         };
         let (here, there) = (place(self), place(earlier));
         if here >= there {

@@ -41,7 +41,7 @@ impl Event {
         let at = Cursor::new(word as u16);
         match (word >> 16) & 3 {
             VRING_PACKED_EVENT_FLAG_DISABLE => Event::Disable,
-            VRING_PACKED_EVENT_FLAG_DESC if event_idx && at.index < size => Event::Descriptor(at),
+            VRING_PACKED_EVENT_FLAG_DESC if event_idx && at.index() < size => Event::Descriptor(at),
             _ => Event::Enable,
         }
     }
