@@ -62,9 +62,9 @@ private_apt() {
         -o APT::Sandbox::User=root "$@" </dev/null >&2
 }
 
-# fetch_packages DIRECTORY: leaves the .deb files in DIRECTORY/cache/archives.
-fetch_packages() {
-    local directory=$1 mirror kernel
+# prepare_apt DIRECTORY: makes DIRECTORY what private_apt works in, with the suite's lists.
+prepare_apt() {
+    local directory=$1 mirror
     [[ -r $keyring ]] || ensure_packages debian-archive-keyring
     mirror=$(debian_mirror)
     [[ -n $mirror ]] || die "$EXIT_CANNOT_RUN" "apt on this machine names no Debian mirror: set DEBIAN_MIRROR to the URL of one"
@@ -74,6 +74,12 @@ fetch_packages() {
     printf 'Package: %s\nPin: release n=%s\nPin-Priority: 600\n' \
         "$(printf 'src:%s ' "${from_backports[@]}")" "$suite-backports" >"$directory/preferences"
     private_apt "$directory" update
+}
+
+# fetch_packages DIRECTORY: leaves the .deb files in DIRECTORY/cache/archives.
+fetch_packages() {
+    local directory=$1 kernel
+    prepare_apt "$directory"
     private_apt "$directory" install -y --download-only "${packages[@]}"
     kernel=$(private_apt "$directory" install -y --print-uris "$kernel_package" 2>&1 >/dev/null |
         sed -n "s/^'[^']*' \(linux-image-[0-9][^_]*\)_.*/\1/p")
