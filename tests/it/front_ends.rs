@@ -301,7 +301,7 @@ fn nothing_is_touched_from_the_answer_to_get_vring_base_on() {
                 RingMemory::at(&memory, vq.size(), vq.ring().layout()).expect("it is in memory");
             assert_eq!(
                 next,
-                ring.used.load_acquire_u16(2),
+                u32::from(ring.used.load_acquire_u16(2)),
                 "what was taken was used"
             );
         }

@@ -236,13 +236,14 @@ impl Transport for InProcess {
         Ok(())
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError> {
         self.world
             .card
             .borrow_mut()
             .nic
             .rings()
             .tear_down(usize::from(index))
+            .map(u32::from)
             .ok_or_else(|| TransportError::refused("stopping", format!("no queue {index}")))
     }
 

@@ -194,7 +194,7 @@ fn lying_headers_cost_the_frame_only() {
 #[test]
 fn a_broken_ring_is_reported_and_left_alone() {
     let mut nic = nic(BASE);
-    nic.transport.queue(0).raw.set_used_idx(17);
+    nic.transport.queue(0).ring.get_mut().raw().set_used_idx(17);
     let fault = RingFault::UsedIndex {
         from: 0,
         to: 17,
@@ -202,7 +202,7 @@ fn a_broken_ring_is_reported_and_left_alone() {
     };
     assert_eq!(nic.poll(0, 64, |_| {}), Err(fault));
     assert_eq!(nic.poll(0, 64, |_| {}), Err(fault));
-    nic.transport.queue(1).raw.set_used_idx(1);
+    nic.transport.queue(1).ring.get_mut().raw().set_used_idx(1);
     let sent = nic.start_xmit(0, &[0; 60], &VirtioNetHdr::default());
     assert!(matches!(
         sent,

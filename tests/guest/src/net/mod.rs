@@ -208,7 +208,7 @@ impl Default for KernelConfig {
 }
 
 /// Features of a device that this kernel has a use for.
-pub const DEVICE_FEATURES: u64 = features::SUPPORTED & !features::SEGMENTATION;
+pub const DEVICE_FEATURES: u64 = features::USUAL & !features::SEGMENTATION;
 
 /// [`CpuCost`] in nanoseconds.
 #[derive(Debug, Clone, Copy)]

@@ -1,13 +1,17 @@
-//! Virtqueues, driver side: what the split ring and its hostile twin share.
+//! Virtqueues, driver side: what the two layouts and their hostile twins share.
 //!
-//! This is the second implementation of the ring: it has no line in common with the device's, so
-//! that the two check each other. Layout and rules: virtio 1.3, 2.7.
+//! This is the second implementation of the rings: it has no line in common with the device's, so
+//! that the two check each other. Layout and rules: virtio 1.3, 2.7 (split) and 2.8 (packed).
 
 pub mod handshake;
+pub mod packed;
+pub mod packed_handshake;
 pub mod raw;
+pub mod raw_packed;
 pub mod split;
 #[cfg(test)]
 mod split_tests;
+pub mod virtqueue;
 
 use std::sync::Arc;
 
@@ -23,6 +27,21 @@ pub const VIRTQ_DESC_F_INDIRECT: u16 = 4;
 pub const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: the device wants no kick (ignored with EVENT_IDX).
 pub const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
+
+/// In the flags of a packed descriptor: made available in the round whose wrap counter this bit is.
+pub const VRING_PACKED_DESC_F_AVAIL: u16 = 1 << 7;
+/// In the flags of a packed descriptor: used in that round, if it equals the other bit.
+pub const VRING_PACKED_DESC_F_USED: u16 = 1 << 15;
+/// Event suppression: every event is wanted.
+pub const VRING_PACKED_EVENT_FLAG_ENABLE: u16 = 0;
+/// Event suppression: none is.
+pub const VRING_PACKED_EVENT_FLAG_DISABLE: u16 = 1;
+/// Event suppression: the one of a certain descriptor is (only with EVENT_IDX).
+pub const VRING_PACKED_EVENT_FLAG_DESC: u16 = 2;
+/// The bit of the wrap counter in an event's descriptor offset.
+pub const VRING_PACKED_EVENT_F_WRAP_CTR: u16 = 15;
+/// Bytes of an event suppression structure: descriptor offset with wrap counter, flags.
+pub const PACKED_EVENT_SIZE: usize = 4;
 
 /// Bytes of a descriptor.
 pub const DESC_SIZE: usize = 16;
@@ -49,14 +68,14 @@ impl Segment {
     }
 }
 
-/// Where the three parts of a split ring lie, by guest-physical address.
+/// Where the three parts of a ring lie, by guest-physical address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingLayout {
-    /// Descriptor table.
+    /// Descriptor table, or the packed ring itself.
     pub desc: u64,
-    /// Available ring ("driver area").
+    /// Available ring, or the driver's event suppression ("driver area").
     pub avail: u64,
-    /// Used ring ("device area").
+    /// Used ring, or the device's event suppression ("device area").
     pub used: u64,
 }
 
@@ -67,13 +86,13 @@ impl RingLayout {
         DESC_SIZE * usize::from(size)
     }
 
-    /// Bytes of the available ring: flags, index, entries, `used_event`.
+    /// Bytes of a split ring's available ring: flags, index, entries, `used_event`.
     #[must_use]
     pub fn avail_len(size: u16) -> usize {
         6 + 2 * usize::from(size)
     }
 
-    /// Bytes of the used ring: flags, index, elements, `avail_event`.
+    /// Bytes of a split ring's used ring: flags, index, elements, `avail_event`.
     #[must_use]
     pub fn used_len(size: u16) -> usize {
         6 + 8 * usize::from(size)
@@ -85,16 +104,16 @@ impl RingLayout {
 pub struct RingMemory {
     /// Entries.
     pub size: u16,
-    /// Descriptor table.
+    /// Descriptor table, or the packed ring itself.
     pub desc: GuestSlice,
-    /// Available ring.
+    /// Available ring, or the driver's event suppression.
     pub avail: GuestSlice,
-    /// Used ring.
+    /// Used ring, or the device's event suppression.
     pub used: GuestSlice,
 }
 
 impl RingMemory {
-    /// Allocates a ring of `size` entries, the used ring on a page of its own.
+    /// Allocates a split ring of `size` entries, the used ring on a page of its own.
     ///
     /// # Errors
     /// When guest memory is full.
@@ -112,7 +131,25 @@ impl RingMemory {
         Ok(ring)
     }
 
-    /// Takes the three parts where `layout` says, without touching them.
+    /// Allocates a packed ring of `size` entries, each side's event suppression on a cache line of its own.
+    ///
+    /// # Errors
+    /// When guest memory is full.
+    pub fn allocate_packed(memory: &Arc<GuestMemory>, size: u16) -> Result<Self, MemoryError> {
+        let desc = memory.allocate(RingLayout::desc_len(size), PAGE_SIZE)?;
+        let avail = memory.allocate(PACKED_EVENT_SIZE, 64)?;
+        let used = memory.allocate(PACKED_EVENT_SIZE, 64)?;
+        let ring = Self {
+            size,
+            desc,
+            avail,
+            used,
+        };
+        ring.clear();
+        Ok(ring)
+    }
+
+    /// Takes the three parts of a split ring where `layout` says, without touching them.
     ///
     /// # Errors
     /// When a part is not in one region of guest memory.
@@ -126,6 +163,23 @@ impl RingMemory {
             desc: memory.slice(layout.desc, RingLayout::desc_len(size))?,
             avail: memory.slice(layout.avail, RingLayout::avail_len(size))?,
             used: memory.slice(layout.used, RingLayout::used_len(size))?,
+        })
+    }
+
+    /// Takes the three parts of a packed ring where `layout` says, without touching them.
+    ///
+    /// # Errors
+    /// When a part is not in one region of guest memory.
+    pub fn at_packed(
+        memory: &Arc<GuestMemory>,
+        size: u16,
+        layout: RingLayout,
+    ) -> Result<Self, MemoryError> {
+        Ok(Self {
+            size,
+            desc: memory.slice(layout.desc, RingLayout::desc_len(size))?,
+            avail: memory.slice(layout.avail, PACKED_EVENT_SIZE)?,
+            used: memory.slice(layout.used, PACKED_EVENT_SIZE)?,
         })
     }
 
@@ -192,6 +246,12 @@ pub enum RingFault {
         /// What the device wrote.
         id: u32,
     },
+    /// With IN_ORDER: a used id is the last of more buffers than `used.idx` says were used.
+    #[error("used id {id} ends a batch of more buffers than the used index says")]
+    Batch {
+        /// What the device wrote.
+        id: u32,
+    },
 }
 
 /// Why a buffer was not added.
@@ -209,6 +269,61 @@ pub enum AddError {
     /// The ring was given up.
     #[error("ring broken: {0}")]
     Broken(#[from] RingFault),
+}
+
+/// A place in a packed ring with the counter of the round it is in, as events have it and, twice, the
+/// base of a vhost-user ring: 15 bits of offset, one of wrap counter (virtio 1.3, 2.8.10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OffWrap(pub u16);
+
+impl OffWrap {
+    /// Where a ring begins: offset 0, wrap counter 1.
+    pub const START: Self = Self(1 << VRING_PACKED_EVENT_F_WRAP_CTR);
+
+    /// Offset `off`, which is below 32768, in a round whose counter is `wrap`.
+    #[inline]
+    #[must_use]
+    pub const fn new(off: u16, wrap: bool) -> Self {
+        Self(off | (wrap as u16) << VRING_PACKED_EVENT_F_WRAP_CTR)
+    }
+
+    /// The offset.
+    #[inline]
+    #[must_use]
+    pub const fn off(self) -> u16 {
+        self.0 & !Self::START.0
+    }
+
+    /// The wrap counter.
+    #[inline]
+    #[must_use]
+    pub const fn wrap(self) -> bool {
+        self.0 & Self::START.0 != 0
+    }
+
+    /// `count` entries (at most `size`) further in a ring of `size`.
+    #[inline]
+    #[must_use]
+    pub fn advance(self, count: u16, size: u16) -> Self {
+        // Both are at most 32768.
+        let off = u32::from(self.off()) + u32::from(count);
+        if off >= u32::from(size) {
+            Self::new((off - u32::from(size)) as u16, !self.wrap())
+        } else {
+            Self::new(off as u16, self.wrap())
+        }
+    }
+
+    /// Both bits of a descriptor's flags as the driver writes them in this round.
+    #[inline]
+    #[must_use]
+    pub fn avail_flags(self) -> u16 {
+        if self.wrap() {
+            VRING_PACKED_DESC_F_AVAIL
+        } else {
+            VRING_PACKED_DESC_F_USED
+        }
+    }
 }
 
 /// Whether moving an index from `old` to `new` passes `event` (virtio 1.3, 2.7.7.2; all modulo

@@ -149,7 +149,7 @@ impl FrontEnd {
     /// and the guest none the wiser.
     ///
     /// # Errors
-    /// [`TransportError::Unsupported`] where the VMM gives up; else as [`Self::connect`].
+    /// [`TransportError::Unsupported`] where the VMM gives up, or the rings are packed; else as [`Self::connect`].
     pub fn reattach(&mut self) -> Result<(), TransportError> {
         let stream = self.dial()?;
         self.reattach_stream(stream)
@@ -162,6 +162,11 @@ impl FrontEnd {
     pub fn reattach_stream(&mut self, stream: UnixStream) -> Result<(), TransportError> {
         if !self.persona.reconnects() {
             return Err(TransportError::Unsupported("this VMM does not reconnect"));
+        }
+        if self.started && self.is_packed() {
+            // Only the backend knew.
+            let what = "finding where a packed ring goes on";
+            return Err(TransportError::Unsupported(what));
         }
         self.use_stream(stream)?;
         self.greet(true)?;
@@ -396,7 +401,7 @@ impl Transport for FrontEnd {
         self.tell(Req::SET_VRING_ENABLE, &body, &[])
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError> {
         self.stop_one(index)
     }
 

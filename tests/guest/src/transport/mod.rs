@@ -36,8 +36,10 @@ pub struct QueueConfig {
     pub size: u16,
     /// Guest addresses of the ring.
     pub layout: RingLayout,
-    /// First available index the device is to look at: 0 for a fresh ring.
-    pub next: u16,
+    /// First available index the device is to look at: 0 for a fresh ring. Of a packed ring (the features say
+    /// which it is) the next available descriptor in the lower half and the next used one in the upper, each with
+    /// its wrap counter in the highest bit: 0x8000_8000.
+    pub next: u32,
 }
 
 /// Why a transport could not do what was asked.
@@ -152,11 +154,12 @@ pub trait Transport {
     fn enable_queue(&mut self, index: u16, enable: bool) -> Result<(), TransportError>;
 
     /// Stops a queue for good; afterwards the device touches neither ring nor buffers. What it
-    /// returns is the next available index the device would have looked at.
+    /// returns is the next available index the device would have looked at, as in
+    /// [`QueueConfig::next`].
     ///
     /// # Errors
     /// When the device does not answer.
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError>;
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError>;
 
     /// Resets the device: all queues stop and have to be set up again.
     ///

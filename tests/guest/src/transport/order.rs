@@ -269,7 +269,7 @@ impl FrontEnd {
     }
 
     /// What is said to stop one queue; the next available index.
-    pub(super) fn stop_one(&mut self, index: u16) -> Result<u16> {
+    pub(super) fn stop_one(&mut self, index: u16) -> Result<u32> {
         match self.persona {
             Persona::Plain | Persona::Qemu => self.get_base(index),
             Persona::Crosvm | Persona::VirtioUser => {
@@ -277,10 +277,13 @@ impl FrontEnd {
                 self.get_base(index)
             }
             Persona::CloudHypervisor | Persona::Uml => {
+                if self.is_packed() {
+                    return Err(TransportError::Unsupported("stopping one packed ring"));
+                }
                 self.enable(index, false)?;
                 // A message with a reply, so that the one before was handled.
                 self.ask_u64(Req::GET_FEATURES)?;
-                Ok(self.indices(index).map_or(0, |(_, used)| used))
+                Ok(self.indices(index).map_or(0, |(_, used)| used.into()))
             }
         }
     }

@@ -55,12 +55,16 @@ impl Persona {
             Self::Plain => !(f::PROTOCOL_FEATURES | f::LOG_ALL),
             // It has no message to stop a queue by.
             Self::Uml => !(f::PROTOCOL_FEATURES | f::LOG_ALL | f::RING_RESET),
-            Self::Qemu => common | f::MTU | f::GUEST_ANNOUNCE | f::RSC_EXT | f::RING_RESET,
-            Self::CloudHypervisor => common | f::CTRL_VQ | f::GUEST_ANNOUNCE | f::MTU,
+            Self::Qemu => {
+                let rings = f::RING_PACKED | f::IN_ORDER | f::RING_RESET;
+                common | rings | f::MTU | f::GUEST_ANNOUNCE | f::RSC_EXT
+            }
+            Self::CloudHypervisor => common | f::IN_ORDER | f::CTRL_VQ | f::GUEST_ANNOUNCE | f::MTU,
             // Bits 0 to 23 and 50 to 63.
             Self::Crosvm => 0xfffc_0000_00ff_ffff | f::VERSION_1 | f::EVENT_IDX,
             Self::VirtioUser => {
-                common & !(f::GUEST_ECN | f::GUEST_UFO | f::HOST_ECN | f::HOST_UFO | f::EVENT_IDX)
+                let less = f::GUEST_ECN | f::GUEST_UFO | f::HOST_ECN | f::HOST_UFO | f::EVENT_IDX;
+                common & !less | f::RING_PACKED | f::IN_ORDER
             }
         }
     }

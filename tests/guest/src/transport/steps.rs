@@ -11,8 +11,8 @@ use super::TransportError;
 use super::front_end::FrontEnd;
 use super::message;
 use super::persona::Persona;
-use crate::ring::RingMemory;
-use crate::virtio_net::features::{MTU, PROTOCOL_FEATURES};
+use crate::ring::{OffWrap, RingMemory};
+use crate::virtio_net::features::{MTU, PROTOCOL_FEATURES, RING_PACKED};
 
 type Result<T = ()> = std::result::Result<T, TransportError>;
 
@@ -48,7 +48,7 @@ impl FrontEnd {
                 }
                 'b' => {
                     let base = self.base(index, queue.next, again);
-                    let body = message::vring_state(index.into(), base.into());
+                    let body = message::vring_state(index.into(), base);
                     self.tell(Req::SET_VRING_BASE, &body, &[])?;
                 }
                 'a' => {
@@ -73,18 +73,30 @@ impl FrontEnd {
     }
 
     /// Where the backend is told to go on.
-    pub(super) fn base(&self, index: u16, next: u16, again: bool) -> u16 {
+    pub(super) fn base(&self, index: u16, next: u32, again: bool) -> u32 {
+        if self.is_packed() {
+            return match self.persona {
+                // It counts on the other half being taken to be the same.
+                Persona::VirtioUser => OffWrap::START.0.into(),
+                _ => next,
+            };
+        }
         let (avail, used) = self.indices(index).unwrap_or_default();
         match self.persona {
             // Buffers posted while the backend was away are skipped if it believes this.
-            Persona::CloudHypervisor => avail,
+            Persona::CloudHypervisor => avail.into(),
             Persona::VirtioUser => 0,
-            _ if again => used,
+            _ if again => used.into(),
             _ => next,
         }
     }
 
-    /// Available and used index as they stand in memory.
+    /// Whether the guest chose packed rings, whose indices no front-end finds in memory.
+    pub(super) fn is_packed(&self) -> bool {
+        self.chosen & RING_PACKED != 0
+    }
+
+    /// Available and used index of a split ring as they stand in memory.
     pub(super) fn indices(&self, index: u16) -> Option<(u16, u16)> {
         let queue = self.vrings.get(usize::from(index))?.queue?;
         let ring = RingMemory::at(&self.memory, queue.size, queue.layout).ok()?;
@@ -94,11 +106,12 @@ impl FrontEnd {
         ))
     }
 
-    pub(super) fn get_base(&mut self, index: u16) -> Result<u16> {
+    pub(super) fn get_base(&mut self, index: u16) -> Result<u32> {
         let reply = self.ask(Req::GET_VRING_BASE, &message::vring_state(index.into(), 0))?;
+        let bits = if self.is_packed() { 32 } else { 16 };
         match <[u8; 8]>::try_from(reply.payload.as_slice()).map(u64::from_ne_bytes) {
-            Ok(state) if state as u32 == u32::from(index) && state >> 32 <= 0xffff => {
-                Ok((state >> 32) as u16)
+            Ok(state) if state as u32 == u32::from(index) && state >> 32 >> bits == 0 => {
+                Ok((state >> 32) as u32)
             }
             _ => Err(TransportError::refused(
                 "GET_VRING_BASE",

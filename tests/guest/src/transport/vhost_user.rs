@@ -20,12 +20,13 @@ use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use super::backend_req::BackendChannel;
-use super::message::{Connection, connect};
+use super::message::{Connection, connect, vring_state};
 use super::vmm::{Control, DEVICE_OWNED, PROVIDED, VmmConfig};
 use super::vring::{VringFds, Waiter};
 use super::{QueueConfig, Transport, TransportError};
 use crate::memory::GuestMemory;
 use crate::virtio_net::ctrl;
+use crate::virtio_net::features::RING_PACKED;
 
 /// The queue number in a message has 8 bits.
 const MAX_VRINGS: u64 = 256;
@@ -69,6 +70,8 @@ pub struct VhostUser {
     memory: Arc<GuestMemory>,
     nic: VmmConfig,
     offered: u64,
+    /// What the driver chose.
+    chosen: u64,
     protocol: VhostUserProtocolFeatures,
     max_queues: Option<u16>,
     channel: Option<BackendChannel>,
@@ -157,6 +160,7 @@ impl VhostUser {
             memory,
             nic: options.nic.clone(),
             offered,
+            chosen: 0,
             protocol,
             max_queues,
             channel,
@@ -210,6 +214,22 @@ impl VhostUser {
         }
         self.memory_sent = true;
         Ok(())
+    }
+
+    fn set_vring_base(&mut self, queue: &QueueConfig) -> Result<(), TransportError> {
+        let index = usize::from(queue.index);
+        if let Ok(next) = u16::try_from(queue.next) {
+            let sent = self.frontend.set_vring_base(index, next);
+            return say("SET_VRING_BASE", sent);
+        }
+        // The crate has 16 bits for it.
+        let body = vring_state(queue.index.into(), queue.next);
+        let sent = if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.raw.tell_acked(FrontendReq::SET_VRING_BASE, &body, &[])
+        } else {
+            self.raw.tell(FrontendReq::SET_VRING_BASE, &body, &[])
+        };
+        sent.map_err(|error| TransportError::refused("SET_VRING_BASE", error))
     }
 
     fn send_status(&mut self, status: u64) -> Result<(), TransportError> {
@@ -268,6 +288,7 @@ impl Transport for VhostUser {
         let protocol = self.offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         let kept = if self.owns_config() { PROVIDED } else { 0 };
         let features = features & !kept;
+        self.chosen = features;
         say(
             "SET_FEATURES",
             self.frontend.set_features(features | protocol),
@@ -338,10 +359,7 @@ impl Transport for VhostUser {
             "SET_VRING_NUM",
             self.frontend.set_vring_num(index, queue.size),
         )?;
-        say(
-            "SET_VRING_BASE",
-            self.frontend.set_vring_base(index, queue.next),
-        )?;
+        self.set_vring_base(queue)?;
         say(
             "SET_VRING_ADDR",
             self.frontend.set_vring_addr(index, &addresses),
@@ -387,14 +405,16 @@ impl Transport for VhostUser {
         )
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError> {
         let next = say("GET_VRING_BASE", self.frontend.get_vring_base(index.into()))?;
         if let Some(Some(vring)) = self.vrings.get_mut(usize::from(index)) {
             vring.running = false;
         }
-        u16::try_from(next).map_err(|_| {
-            TransportError::refused("GET_VRING_BASE", format!("index {next} for a split ring"))
-        })
+        if next > 0xffff && self.chosen & RING_PACKED == 0 {
+            let why = format!("index {next} for a split ring");
+            return Err(TransportError::refused("GET_VRING_BASE", why));
+        }
+        Ok(next)
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {

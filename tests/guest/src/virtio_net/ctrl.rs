@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::memory::{GuestMemory, GuestSlice, MemoryError};
-use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use crate::ring::{RingFault, Segment};
 
 /// The command succeeded.
@@ -129,7 +129,7 @@ pub struct Ticket(u32);
 #[derive(Debug)]
 pub struct ControlQueue {
     /// The ring.
-    pub vq: SplitQueue,
+    pub vq: Virtqueue,
     index: u16,
     pool: GuestSlice,
     state: [Slot; SLOTS],
@@ -161,10 +161,10 @@ impl ControlQueue {
         memory: &Arc<GuestMemory>,
         index: u16,
         size: u16,
-        options: SplitQueueOptions,
+        options: VirtqueueOptions,
     ) -> Result<Self, MemoryError> {
         Ok(Self {
-            vq: SplitQueue::new(memory, size, options)?,
+            vq: Virtqueue::new(memory, size, options)?,
             index,
             pool: memory.allocate(SLOTS * SLOT_LEN, 64)?,
             state: [Slot::Free; SLOTS],

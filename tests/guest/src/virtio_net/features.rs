@@ -147,7 +147,12 @@ pub const SUPPORTED: u64 = CSUM
     | INDIRECT_DESC
     | EVENT_IDX
     | VERSION_1
+    | RING_PACKED
+    | IN_ORDER
     | RING_RESET;
+
+/// What it takes unless it is told otherwise: like QEMU's command line, neither packed rings nor order.
+pub const USUAL: u64 = SUPPORTED & !(RING_PACKED | IN_ORDER);
 
 /// Each feature needs at least one of the others (virtio 1.3, 5.1.3.1).
 const NEEDS: &[(u64, u64)] = &[
@@ -176,6 +181,8 @@ const NEEDS: &[(u64, u64)] = &[
         CTRL_VQ,
     ),
     (HASH_TUNNEL, RSS | HASH_REPORT),
+    // A legacy device has split rings.
+    (RING_PACKED, VERSION_1),
 ];
 
 /// `features` without those whose conditions are not met.

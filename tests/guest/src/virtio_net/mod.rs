@@ -54,7 +54,7 @@ use tx::{LayoutError, SendQueue, TxLayout, XmitError};
 
 use crate::memory::MemoryError;
 use crate::ring::RingFault;
-use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use crate::transport::{QueueConfig, Transport, TransportError};
 
 /// Bounds of virtio 1.3, 5.1.4: queue pairs, MTU, RSS key and table.
@@ -101,7 +101,8 @@ pub enum ProbeError {
 /// How to drive a device.
 #[derive(Debug, Clone)]
 pub struct ProbeOptions {
-    /// Features to take where they are offered.
+    /// Features to take where they are offered: [`features::USUAL`] unless changed, [`features::SUPPORTED`] at
+    /// most.
     pub features: u64,
     /// Take `features` as they are, offered or not, sensible or not.
     pub exact: bool,
@@ -109,7 +110,7 @@ pub struct ProbeOptions {
     pub queue_pairs: u16,
     /// CPUs of the guest: of the pairs set up, no more than these are used at first.
     pub cpus: u16,
-    /// Entries of receive and transmit rings.
+    /// Entries of receive and transmit rings: up to 32768, of split rings a power of two.
     pub queue_size: u16,
     /// Entries of indirect tables.
     pub indirect: u16,
@@ -128,7 +129,7 @@ pub struct ProbeOptions {
 impl Default for ProbeOptions {
     fn default() -> Self {
         Self {
-            features: f::SUPPORTED,
+            features: f::USUAL,
             exact: false,
             queue_pairs: 1,
             cpus: u16::MAX,
@@ -154,6 +155,20 @@ impl ProbeOptions {
             ..Self::default()
         }
     }
+
+    /// Takes `features` too, where they are offered.
+    #[must_use]
+    pub fn with(mut self, features: u64) -> Self {
+        self.features |= features;
+        self
+    }
+
+    /// Takes none of `features`.
+    #[must_use]
+    pub fn without(mut self, features: u64) -> Self {
+        self.features &= !features;
+        self
+    }
 }
 
 /// Entries of the control ring.
@@ -172,7 +187,7 @@ pub struct VirtnetInfo<T: Transport> {
     /// Config space as last read.
     pub config: VirtioNetConfig,
     features: u64,
-    ring: SplitQueueOptions,
+    ring: VirtqueueOptions,
     rss: Rss,
     coalesce: Coalesce,
     device_stats_cap: u64,
@@ -189,6 +204,9 @@ impl<T: Transport> VirtnetInfo<T> {
     ///
     /// # Errors
     /// When the device does not answer, or claims what cannot be.
+    ///
+    /// # Panics
+    /// When no ring can have the entries that `options` say.
     pub fn probe(mut transport: T, options: &ProbeOptions) -> Result<Self, ProbeError> {
         let features = if options.exact {
             options.features
@@ -445,8 +463,10 @@ impl<T: Transport> VirtnetInfo<T> {
 }
 
 /// What rings are made of under `features`.
-fn ring_options(features: u64, options: &ProbeOptions) -> SplitQueueOptions {
-    SplitQueueOptions {
+fn ring_options(features: u64, options: &ProbeOptions) -> VirtqueueOptions {
+    VirtqueueOptions {
+        packed: features & f::RING_PACKED != 0,
+        in_order: features & f::IN_ORDER != 0,
         event_idx: features & f::EVENT_IDX != 0,
         indirect: if features & f::INDIRECT_DESC != 0 {
             options.indirect
@@ -459,12 +479,12 @@ fn ring_options(features: u64, options: &ProbeOptions) -> SplitQueueOptions {
 /// Where a queue is, for a transport. It goes on after the last used buffer that was taken; where
 /// [`Transport::stop_queue`] returned another index, put that into `next`.
 #[must_use]
-pub fn queue_config(index: u16, vq: &SplitQueue) -> QueueConfig {
+pub fn queue_config(index: u16, vq: &Virtqueue) -> QueueConfig {
     QueueConfig {
         index,
         size: vq.size(),
         layout: vq.ring().layout(),
-        next: vq.last_used_idx(),
+        next: vq.vring_base(),
     }
 }
 

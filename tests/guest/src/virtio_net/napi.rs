@@ -23,7 +23,7 @@ use crate::net::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb, SkbCache, skb_trues
 use crate::net::stats::TxDrop;
 use crate::net::xps::stripe;
 use crate::net::{Kernel, Machine};
-use crate::ring::split::SplitQueue;
+use crate::ring::virtqueue::Virtqueue;
 use crate::transport::Transport;
 
 /// Frames up to this length Linux copies out of their buffers; of longer ones it keeps the buffers.
@@ -94,7 +94,7 @@ fn virtio_net_hdr_from_skb(skb: &SkBuff) -> VirtioNetHdr {
 
 impl<T: Transport> VirtnetInfo<T> {
     #[inline]
-    fn vq(&mut self, vq: usize) -> &mut SplitQueue {
+    fn vq(&mut self, vq: usize) -> &mut Virtqueue {
         if vq.is_multiple_of(2) {
             &mut self.rq[vq / 2].vq
         } else {

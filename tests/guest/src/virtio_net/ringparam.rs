@@ -14,9 +14,6 @@ use crate::net::stats::TxDrop;
 use crate::net::{Kernel, Machine};
 use crate::transport::{Transport, TransportError};
 
-/// Longest split ring.
-const MAX_SIZE: u16 = 0x8000;
-
 /// Why a ring has not the size that was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
@@ -24,7 +21,7 @@ pub enum ResizeError {
     #[error("RING_RESET was not negotiated")]
     NotNegotiated,
     /// No ring has that size; nothing was changed.
-    #[error("a ring of {0} entries (powers of two up to {MAX_SIZE} are possible)")]
+    #[error("a ring of {0} entries (up to 32768 are possible, of a split ring powers of two)")]
     Size(u16),
     /// Frames do not fit into so short a ring; it is as it was.
     #[error("{0}")]
@@ -70,7 +67,7 @@ impl<T: Transport> VirtnetInfo<T> {
         if self.features & f::RING_RESET == 0 {
             return Err(ResizeError::NotNegotiated);
         }
-        let bad = |&size: &u16| !size.is_power_of_two() || size > MAX_SIZE;
+        let bad = |&size: &u16| !self.ring.size_is_possible(size);
         [rx, tx]
             .into_iter()
             .find(bad)

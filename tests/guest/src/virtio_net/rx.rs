@@ -13,7 +13,7 @@ use super::features as f;
 use super::header::{MAX_HDR_LEN, USUAL_HDR_LEN, VirtioNetHdr};
 use super::stats::RxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
-use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions, either};
 use crate::ring::{RingFault, Segment};
 use crate::transport::Transport;
 
@@ -140,7 +140,7 @@ pub enum Taken<R> {
 #[derive(Debug)]
 pub struct ReceiveQueue {
     /// The ring.
-    pub vq: SplitQueue,
+    pub vq: Virtqueue,
     /// Counters.
     pub stats: RxStats,
     pub(super) intr_coal: IntrCoal,
@@ -170,7 +170,7 @@ impl ReceiveQueue {
         index: u16,
         size: u16,
         features: u64,
-        options: SplitQueueOptions,
+        options: VirtqueueOptions,
         mtu: u16,
         buf_len: Option<usize>,
     ) -> Result<Self, MemoryError> {
@@ -186,7 +186,7 @@ impl ReceiveQueue {
         let direct = mode == RxMode::Big && usize::from(options.indirect) < per_buffer;
         let count = usize::from(size) / if direct { per_buffer } else { 1 };
         Ok(Self {
-            vq: SplitQueue::new(memory, size, options)?,
+            vq: Virtqueue::new(memory, size, options)?,
             stats: RxStats::default(),
             intr_coal: IntrCoal::default(),
             dim: RxDim::default(),
@@ -229,32 +229,29 @@ impl ReceiveQueue {
 
     /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.
     pub fn try_fill_recv(&mut self) -> usize {
-        let mut added = 0;
-        while let Some(&slot) = self.free.last() {
-            if !self.add_recvbuf(slot) {
-                break;
+        let (mut added, hdr_len) = (0, self.hdr_len);
+        let place = |slot: u32| self.pool.guest_addr() + slot as u64 * self.stride as u64;
+        // The ring's layout is asked for once, and how frames are laid into buffers.
+        either!(&mut self.vq, vq => if self.mode == RxMode::Big {
+            while let Some(&slot) = self.free.last() {
+                add_recvbuf_big(&mut self.segments, place(slot), hdr_len, self.buf_len);
+                if vq.add(&[], &self.segments, slot).is_err() {
+                    break;
+                }
+                self.free.pop();
+                added += 1;
             }
-            self.free.pop();
-            added += 1;
-        }
+        } else {
+            while let Some(&slot) = self.free.last() {
+                let segment = Segment::new(place(slot), self.buf_len as u32);
+                if vq.add(&[], &[segment], slot).is_err() {
+                    break;
+                }
+                self.free.pop();
+                added += 1;
+            }
+        });
         added
-    }
-
-    #[inline]
-    fn add_recvbuf(&mut self, slot: u32) -> bool {
-        let addr = self.pool.guest_addr() + slot as u64 * self.stride as u64;
-        if self.mode != RxMode::Big {
-            let segment = Segment::new(addr, self.buf_len as u32);
-            return self.vq.add(&[], &[segment], slot).is_ok();
-        }
-        self.segments.clear();
-        self.segments.push(Segment::new(addr, self.hdr_len as u32));
-        for at in (self.hdr_len..self.buf_len).step_by(PAGE_SIZE) {
-            let len = PAGE_SIZE.min(self.buf_len - at);
-            self.segments
-                .push(Segment::new(addr + at as u64, len as u32));
-        }
-        self.vq.add(&[], &self.segments, slot).is_ok()
     }
 
     /// Publishes added buffers and kicks if the device wants it.
@@ -400,5 +397,15 @@ impl ReceiveQueue {
     pub fn release(self) {
         self.pool.memory().release(&self.pool);
         self.vq.release();
+    }
+}
+
+/// The pieces of a buffer at `addr` that holds any frame: the header, then pages (`add_recvbuf_big`).
+fn add_recvbuf_big(segments: &mut Vec<Segment>, addr: u64, hdr_len: usize, buf_len: usize) {
+    segments.clear();
+    segments.push(Segment::new(addr, hdr_len as u32));
+    for at in (hdr_len..buf_len).step_by(PAGE_SIZE) {
+        let len = PAGE_SIZE.min(buf_len - at);
+        segments.push(Segment::new(addr + at as u64, len as u32));
     }
 }

@@ -11,7 +11,7 @@ use super::header::VirtioNetHdr;
 use super::rx::{MAX_GSO_LEN, good_packet_len};
 use super::stats::TxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError};
-use crate::ring::split::{SplitQueue, SplitQueueOptions};
+use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use crate::ring::{AddError, RingFault, Segment};
 use crate::transport::Transport;
 
@@ -71,7 +71,7 @@ pub struct LayoutError {
 #[derive(Debug)]
 pub struct SendQueue {
     /// The ring.
-    pub vq: SplitQueue,
+    pub vq: Virtqueue,
     /// Counters.
     pub stats: TxStats,
     pub(super) intr_coal: IntrCoal,
@@ -98,7 +98,7 @@ impl SendQueue {
         index: u16,
         size: u16,
         features: u64,
-        options: SplitQueueOptions,
+        options: VirtqueueOptions,
         mtu: u16,
         buf_len: Option<usize>,
     ) -> Result<Self, MemoryError> {
@@ -112,7 +112,7 @@ impl SendQueue {
                 good_packet_len(mtu)
             };
         let stride = buf_len.unwrap_or(usual).max(hdr_len).next_multiple_of(64);
-        let mut vq = SplitQueue::new(memory, size, options)?;
+        let mut vq = Virtqueue::new(memory, size, options)?;
         // Completions are taken when frames are sent; who wants interrupts asks for them.
         vq.disable_cb();
         Ok(Self {

@@ -2,19 +2,19 @@
 //!
 //! It shows what a transport without sockets looks like, and lets tests write any used element.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nic_guest::memory::GuestMemory;
-use nic_guest::ring::RingMemory;
 use nic_guest::ring::raw::{Descriptor, RawRing};
 use nic_guest::transport::{QueueConfig, Transport, TransportError};
 
+use super::rings::DeviceRing;
+
 /// A queue as the device has it.
 pub struct DeviceQueue {
-    pub raw: RawRing,
-    pub next: u16,
+    pub ring: RefCell<DeviceRing>,
     pub kicks: Cell<u64>,
     pub interrupts: Cell<u64>,
 }
@@ -37,11 +37,10 @@ pub struct InProcess {
     /// What follows the ack of a command that has an answer: made of class, number and data.
     pub reply: fn(u8, u8, &[u8]) -> Vec<u8>,
     /// Commands seen: class, command, data.
-    pub commands: std::cell::RefCell<Vec<(u8, u8, Vec<u8>)>>,
+    pub commands: RefCell<Vec<(u8, u8, Vec<u8>)>>,
     /// Queues that are not stopped, or not taken back.
     pub no_stop: Vec<u16>,
     pub no_setup: Vec<u16>,
-    ctrl_next: Cell<u16>,
 }
 
 impl InProcess {
@@ -70,7 +69,6 @@ impl InProcess {
             commands: Vec::new().into(),
             no_stop: Vec::new(),
             no_setup: Vec::new(),
-            ctrl_next: Cell::new(0),
         }
     }
 
@@ -80,22 +78,13 @@ impl InProcess {
 
     /// The next available chain of a queue.
     pub fn take(&mut self, index: u16) -> Option<(u16, Vec<Descriptor>)> {
-        let memory = Arc::clone(&self.memory);
-        let queue = self.queue(index);
-        if queue.next == queue.raw.avail_idx() {
-            return None;
-        }
-        let head = queue.raw.avail_entry(queue.next);
-        queue.next = queue.next.wrapping_add(1);
-        Some((head, chain(&memory, &queue.raw, head)))
+        self.queue(index).ring.get_mut().take()
     }
 
     /// Uses a chain without an honest word.
     pub fn put(&mut self, index: u16, head: u16, len: u32) {
         let queue = self.queue(index);
-        let at = queue.raw.used_idx();
-        queue.raw.set_used_elem(at, head.into(), len);
-        queue.raw.set_used_idx(at.wrapping_add(1));
+        queue.ring.get_mut().put(head, len);
         queue.interrupts.set(queue.interrupts.get() + 1);
     }
 
@@ -116,12 +105,10 @@ impl InProcess {
         let Some(queue) = &self.queues[usize::from(self.ctrl_index)] else {
             return;
         };
-        while self.ctrl_next.get() != queue.raw.avail_idx() {
-            let head = queue.raw.avail_entry(self.ctrl_next.get());
-            self.ctrl_next.set(self.ctrl_next.get().wrapping_add(1));
+        let mut ring = queue.ring.borrow_mut();
+        while let Some((head, chain)) = ring.take() {
             // A kick, please, for the next one.
-            queue.raw.set_avail_event(self.ctrl_next.get());
-            let chain = chain(&self.memory, &queue.raw, head);
+            ring.ask_for_kick();
             let mut bytes = Vec::new();
             for desc in chain.iter().filter(|desc| desc.flags & 2 == 0) {
                 let mut piece = vec![0; desc.len as usize];
@@ -145,10 +132,8 @@ impl InProcess {
                 self.memory.write(desc.addr, &rest[..here]).unwrap();
                 rest = &rest[here..];
             }
-            let at = queue.raw.used_idx();
             let len = (len - rest.len()) as u32;
-            queue.raw.set_used_elem(at, head.into(), len);
-            queue.raw.set_used_idx(at.wrapping_add(1));
+            ring.put(head, len);
         }
     }
 }
@@ -217,12 +202,10 @@ impl Transport for InProcess {
         if self.queues.len() <= index {
             self.queues.resize_with(index + 1, || None);
         }
-        let ring = RingMemory::at(&self.memory, queue.size, queue.layout).unwrap();
         let (kicks, interrupts) = (Cell::new(0), Cell::new(0));
-        let raw = RawRing::new(&ring);
+        let ring = DeviceRing::new(&self.memory, queue, self.chosen);
         self.queues[index] = Some(DeviceQueue {
-            raw,
-            next: queue.next,
+            ring: RefCell::new(ring),
             kicks,
             interrupts,
         });
@@ -237,17 +220,16 @@ impl Transport for InProcess {
         Ok(())
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError> {
         if self.no_stop.contains(&index) {
             return Err(TransportError::refused("to stop a queue", "no"));
         }
         let queue = self.queues[usize::from(index)].take();
-        Ok(queue.map_or(0, |queue| queue.next))
+        Ok(queue.map_or(0, |queue| queue.ring.borrow().base()))
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
         self.queues.clear();
-        self.ctrl_next.set(0);
         Ok(())
     }
 

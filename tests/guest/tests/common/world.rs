@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{Kernel, KernelConfig, Machine};
-use nic_guest::ring::RingMemory;
-use nic_guest::ring::raw::RawRing;
 use nic_guest::transport::{QueueConfig, Transport, TransportError};
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::{MAX_HDR_LEN, VirtioNetHdr};
@@ -20,15 +18,22 @@ use nic_guest::virtio_net::rss::RssConfig;
 use nic_guest::virtio_net::toeplitz::VERIFICATION_KEY;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 
-use super::in_process::chain;
+use super::rings::DeviceRing;
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// What the device offers unless a test says otherwise.
 pub const FEATURES: u64 = f::VERSION_1 | f::MAC | f::CSUM | f::GUEST_CSUM | f::EVENT_IDX;
 
-struct Queue {
-    raw: RawRing,
-    next: u16,
+/// `features` over each kind of ring: split or packed, any order or one, flags or event indices.
+pub fn over_each_ring(features: u64) -> impl Iterator<Item = u64> {
+    let rings = [f::RING_PACKED, f::IN_ORDER, f::EVENT_IDX];
+    (0..8).map(move |set: usize| {
+        let chosen = rings
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| set >> at & 1 == 1);
+        chosen.fold(features & !f::EVENT_IDX, |sum, (_, bit)| sum | bit)
+    })
 }
 
 /// A frame on its way to a receive queue.
@@ -55,7 +60,7 @@ pub struct World {
     features: Cell<u64>,
     pairs: u16,
     now: Cell<u64>,
-    queues: RefCell<Vec<Option<Queue>>>,
+    queues: RefCell<Vec<Option<DeviceRing>>>,
     /// Interrupts raised and not taken, by queue.
     pub interrupts: Vec<Cell<u64>>,
     /// Interrupts raised in all, by queue.
@@ -174,37 +179,26 @@ impl World {
 
     fn deliver(&self, index: u16, mut hdr: VirtioNetHdr, frame: &[u8]) {
         let mut queues = self.queues.borrow_mut();
-        let queue = queues[usize::from(index)].as_mut().unwrap();
-        if queue.next == queue.raw.avail_idx() {
+        let ring = queues[usize::from(index)].as_mut().unwrap();
+        let Some((head, chain)) = ring.take() else {
             self.missed.set(self.missed.get() + 1);
             return;
-        }
-        let head = queue.raw.avail_entry(queue.next);
-        queue.next = queue.next.wrapping_add(1);
+        };
         hdr.num_buffers = 1;
         let hdr_len = VirtioNetHdr::len(self.features.get());
         let bytes = [&hdr.to_bytes()[..hdr_len], frame].concat();
         let mut rest = &bytes[..];
-        for desc in chain(&self.memory, &queue.raw, head) {
+        for desc in chain {
             let here = rest.len().min(desc.len as usize);
             self.memory.write(desc.addr, &rest[..here]).unwrap();
             rest = &rest[here..];
         }
         assert!(rest.is_empty(), "longer than the buffer");
-        self.put(index, queue, head, bytes.len() as u32);
+        self.put(index, ring, head, bytes.len() as u32);
     }
 
-    fn put(&self, index: u16, queue: &Queue, head: u16, len: u32) {
-        let old = queue.raw.used_idx();
-        let new = old.wrapping_add(1);
-        queue.raw.set_used_elem(old, head.into(), len);
-        queue.raw.set_used_idx(new);
-        let wanted = if self.features.get() & f::EVENT_IDX != 0 {
-            queue.raw.used_event() == old
-        } else {
-            queue.raw.avail_flags() & 1 == 0
-        };
-        if wanted || self.stubborn.get() {
+    fn put(&self, index: u16, ring: &mut DeviceRing, head: u16, len: u32) {
+        if ring.put(head, len) || self.stubborn.get() {
             self.interrupt(index);
         }
     }
@@ -218,11 +212,10 @@ impl World {
     }
 
     /// Writes any used element, as a broken device does.
-    pub fn use_nonsense(&self, index: u16, id: u32) {
-        let queues = self.queues.borrow();
-        let raw = &queues[usize::from(index)].as_ref().unwrap().raw;
-        raw.set_used_elem(raw.used_idx(), id, 100);
-        raw.set_used_idx(raw.used_idx().wrapping_add(1));
+    pub fn use_nonsense(&self, index: u16, id: u16) {
+        let mut queues = self.queues.borrow_mut();
+        let ring = queues[usize::from(index)].as_mut().unwrap();
+        ring.put(id, 100);
         self.interrupt(index);
     }
 
@@ -231,16 +224,14 @@ impl World {
         let index = 2 * pair + 1;
         for count in 0..max {
             let mut queues = self.queues.borrow_mut();
-            let queue = queues[usize::from(index)].as_mut().unwrap();
-            if queue.next == queue.raw.avail_idx() {
+            let ring = queues[usize::from(index)].as_mut().unwrap();
+            let Some((head, chain)) = ring.take() else {
                 // A kick, please, for the next one.
-                queue.raw.set_avail_event(queue.next);
+                ring.ask_for_kick();
                 return count;
-            }
-            let head = queue.raw.avail_entry(queue.next);
-            queue.next = queue.next.wrapping_add(1);
+            };
             let mut bytes = Vec::new();
-            for desc in chain(&self.memory, &queue.raw, head) {
+            for desc in chain {
                 let at = bytes.len();
                 bytes.resize(at + desc.len as usize, 0);
                 self.memory.read(desc.addr, &mut bytes[at..]).unwrap();
@@ -255,7 +246,7 @@ impl World {
                 hdr: VirtioNetHdr::from_bytes(&hdr, features),
                 frame: bytes.split_off(hdr_len),
             });
-            self.put(index, queue, head, 0);
+            self.put(index, ring, head, 0);
             drop(queues);
             if let Some(answer) = self.answer.take() {
                 self.receive(&answer);
@@ -314,14 +305,11 @@ impl Transport for Nic {
 
     fn setup_queue(&mut self, queue: &QueueConfig) -> Result<(), TransportError> {
         let index = usize::from(queue.index);
-        let ring = RingMemory::at(&self.0.memory, queue.size, queue.layout).unwrap();
+        let ring = DeviceRing::new(&self.0.memory, queue, self.0.features.get());
         let mut queues = self.0.queues.borrow_mut();
         let len = queues.len().max(index + 1);
         queues.resize_with(len, || None);
-        queues[index] = Some(Queue {
-            raw: RawRing::new(&ring),
-            next: queue.next,
-        });
+        queues[index] = Some(ring);
         Ok(())
     }
 
@@ -333,9 +321,9 @@ impl Transport for Nic {
         Ok(())
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<u16, TransportError> {
+    fn stop_queue(&mut self, index: u16) -> Result<u32, TransportError> {
         let mut queues = self.0.queues.borrow_mut();
-        Ok(queues[usize::from(index)].take().unwrap().next)
+        Ok(queues[usize::from(index)].take().unwrap().base())
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
@@ -438,7 +426,8 @@ impl Setup {
             tx_buf_len: Some(2048),
             rss_key: Some(VERIFICATION_KEY),
             ..ProbeOptions::default()
-        };
+        }
+        .with(f::RING_PACKED | f::IN_ORDER);
         let dev = VirtnetInfo::probe(Nic(Rc::clone(&world)), &options).unwrap();
         (Kernel::new(dev, Rc::clone(&world), self.config), world)
     }

@@ -35,7 +35,7 @@ fn refusals_and_silence_are_errors() {
     assert_eq!(nic.set_promisc(true), Err(CtrlError::Full));
     // A device that wakes up late gets its slots reused, not confused.
     nic.transport.ctrl_answer = Some(0);
-    let raw = nic.transport.queue(4).raw.clone();
+    let raw = nic.transport.queue(4).ring.get_mut().raw().clone();
     for n in 0..8 {
         let at = raw.used_idx();
         raw.set_used_elem(at, raw.avail_entry(at).into(), n);

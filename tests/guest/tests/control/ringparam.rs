@@ -35,7 +35,9 @@ fn exchange(nic: &mut Nic) {
 
 fn sizes(nic: &mut Nic) -> Vec<u16> {
     let nic = &mut nic.transport;
-    (0..4).map(|vq| nic.queue(vq).raw.size()).collect()
+    (0..4)
+        .map(|vq| nic.queue(vq).ring.get_mut().size())
+        .collect()
 }
 
 #[test]

@@ -9,7 +9,9 @@ use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 
 use crate::common::packets::udp;
-use crate::common::world::{FEATURES, Guest, Setup, World, assert_balanced, boot, settle};
+use crate::common::world::{
+    FEATURES, Guest, Setup, World, assert_balanced, boot, over_each_ring, settle,
+};
 use crate::{PORT, read_all, udp_socket};
 
 /// What happened to queue `vq` while `work` ran.
@@ -80,7 +82,7 @@ fn an_idle_kernel_has_nothing_to_do() {
 
 #[test]
 fn frames_before_the_device_was_opened_are_not_forgotten() {
-    for features in [FEATURES, FEATURES & !f::EVENT_IDX] {
+    for features in over_each_ring(FEATURES) {
         let setup = Setup {
             features,
             ..Setup::default()
@@ -96,7 +98,7 @@ fn frames_before_the_device_was_opened_are_not_forgotten() {
 
 #[test]
 fn one_interrupt_serves_a_burst_and_polling_masks_it() {
-    for features in [FEATURES, FEATURES & !f::EVENT_IDX] {
+    for features in over_each_ring(FEATURES) {
         let setup = Setup {
             features,
             ..Setup::default()
