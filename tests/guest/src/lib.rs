@@ -10,7 +10,7 @@
 //!     |
 //! virtio_net (VirtnetInfo: probe, start_xmit, poll, commands)
 //!     | rings and buffers            | features, config space, kicks, interrupts
-//!   ring (SplitQueue, RawRing)     transport (VhostUser, FrontEnd, or one of your own)
+//!   ring (Virtqueue, RawRing)      transport (VhostUser, FrontEnd, or one of your own)
 //!     |                              | regions, eventfds
 //!   memory (GuestMemory, GuestSlice)
 //! ```
@@ -126,9 +126,31 @@
 //! assert_eq!((steered.hash_value, steered.pair), (0x323e_8fc2, 2));
 //! ```
 //!
+//! # Ring layouts, and frames that stand for several
+//!
+//! The driver takes what a device offers of INDIRECT_DESC, EVENT_IDX, MRG_RXBUF and the segmentation offloads;
+//! packed rings and IN_ORDER only where it is told to, as QEMU's command line has it:
+//!
+//! ```
+//! use nic_guest::virtio_net::{ProbeOptions, features};
+//!
+//! let options = ProbeOptions {
+//!     queue_size: 200, // of a packed ring it need be no power of two
+//!     ..ProbeOptions::default()
+//! };
+//! let packed = options
+//!     .with(features::RING_PACKED | features::IN_ORDER)
+//!     .without(features::INDIRECT_DESC);
+//! # assert_eq!(packed.features & features::INDIRECT_DESC, 0);
+//! ```
+//!
+//! [`virtio_net::gso`] has what is known of segments: [`virtio_net::gso::super_frame`] makes a TCP or UDP frame one
+//! that the device cuts up, [`virtio_net::rx::RxFrame::shared_info`] says what a received one stands for. The
+//! kernel's UDP sockets send and receive such ([`net::Kernel::sendto_segments`], [`net::Kernel::set_udp_gro`]).
+//!
 //! # Being hostile
 //!
-//! [`ring::raw::RawRing`] writes any descriptor, index or used element;
+//! [`ring::raw::RawRing`] and [`ring::raw_packed::RawPackedRing`] write any descriptor, index or used element;
 //! [`transport::message::Connection`] sends any bytes with any descriptors, also one byte at a
 //! time; [`virtio_net::ProbeOptions::exact`] takes features that nobody offered. The driver in turn
 //! survives devices that lie: a ring whose used elements make no sense is given up
@@ -136,7 +158,7 @@
 //!
 //! # Limits
 //!
-//! Split rings only; no IOMMU, no in-order, no notification data. Nothing runs in the background: a
+//! No IOMMU, no notification data; a packed ring does not survive its backend. Nothing runs in the background: a
 //! config change is noticed when it is asked for.
 
 #![deny(unsafe_code)]

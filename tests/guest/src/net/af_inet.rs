@@ -47,6 +47,9 @@ pub struct Received {
     pub hash: u32,
     /// Whether that is a hash of the ports, too.
     pub l4_hash: bool,
+    /// Bytes of each datagram that this one stands for, but for the last; 0 where it stands for itself
+    /// (`UDP_GRO`).
+    pub gso_size: u16,
 }
 
 /// Which sockets there are (`struct inet_protosw`).
@@ -154,9 +157,39 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.inet_autobind(fd)?;
         let at = fd.0 as usize;
         match prot {
-            Proto::Udp => self.udp_sendmsg(at, data, to),
+            Proto::Udp => self.udp_sendmsg(at, data, to, 0),
             Proto::Ping => self.ping_v4_sendmsg(at, data, to),
         }
+    }
+
+    /// Sends datagrams of `gso_size` bytes each but for the last, 128 at most, by one call (`UDP_SEGMENT`); how
+    /// many bytes.
+    ///
+    /// # Errors
+    /// As [`Self::sendto`], but EMSGSIZE where one datagram, or all of them together with their headers, is too
+    /// long, and EINVAL for more of them; EOPNOTSUPP where the socket has no datagrams of UDP.
+    pub fn sendto_segments(
+        &mut self,
+        fd: Fd,
+        data: &[u8],
+        to: Option<SocketAddrV4>,
+        gso_size: u16,
+    ) -> Result<usize, Errno> {
+        if self.sock_mut(fd)?.sk_prot != Proto::Udp {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.inet_autobind(fd)?;
+        self.udp_sendmsg(fd.0 as usize, data, to, gso_size)
+    }
+
+    /// Has a UDP socket take datagrams that stand for several as one ([`Received::gso_size`]), or in their parts
+    /// (`UDP_GRO`).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn set_udp_gro(&mut self, fd: Fd, on: bool) -> Result<(), Errno> {
+        self.sock_mut(fd)?.gro_enabled = on;
+        Ok(())
     }
 
     /// Takes the oldest datagram from a socket's queue and copies it to `buf`.
@@ -187,6 +220,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             queued: skb.tstamp,
             hash: skb.hash,
             l4_hash: skb.l4_hash,
+            gso_size: skb.gso_size,
         };
         self.skb_cache.put(skb);
         Ok(received)

@@ -8,7 +8,7 @@ pub(super) const CSUM_MANGLED_0: [u8; 2] = [0xff; 2];
 
 /// Adds the words of `bytes` to `sum`; an odd byte counts as if a zero followed.
 #[inline]
-pub(super) fn csum_partial(bytes: &[u8], mut sum: u64) -> u64 {
+pub(crate) fn csum_partial(bytes: &[u8], mut sum: u64) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     for word in words {
         sum += u64::from(u32::from_ne_bytes(*word));
@@ -27,7 +27,7 @@ pub(super) fn csum_tcpudp_nofold(saddr: u32, daddr: u32, len: usize, protocol: u
 
 /// Folds a sum to 16 bits, not complemented.
 #[inline]
-pub(super) fn csum_fold_raw(sum: u64) -> u16 {
+pub(crate) fn csum_fold_raw(sum: u64) -> u16 {
     let (sum, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
     let sum = sum + u32::from(carry);
     let (sum, carry) = (sum as u16).overflowing_add((sum >> 16) as u16);

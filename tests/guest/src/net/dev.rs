@@ -80,7 +80,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Sends a frame (`__dev_queue_xmit`).
     pub(super) fn dev_queue_xmit(&mut self, skb: Skb) {
         let queue = self.netdev_core_pick_tx(&skb);
-        self.__dev_xmit_skb(queue, skb);
+        // Linux takes packets apart when they leave the discipline.
+        if skb.gso_size != 0 && !self.tx_udp_segmentation {
+            self.validate_xmit_skb(queue, skb);
+        } else {
+            self.__dev_xmit_skb(queue, skb);
+        }
         self.local_bh_enable();
     }
 

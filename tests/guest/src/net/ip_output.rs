@@ -46,7 +46,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     pub(super) fn ip_send_skb(&mut self, mut skb: Skb, rt: Rtable, flow: &Flow) {
         let tot_len = skb.len() + IPHDR_LEN;
-        if tot_len > self.mtu() {
+        // Of one that stands for several each segment has to fit, which the transport sees to.
+        if tot_len > self.mtu() && skb.gso_size == 0 {
             return self.drop_tx(skb, TxDrop::IpFragFails);
         }
         let frag_off = if flow.df { IP_DF } else { 0 };

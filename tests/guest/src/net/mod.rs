@@ -68,9 +68,10 @@
 
 mod af_inet;
 mod arp;
-mod checksum;
+pub(crate) mod checksum;
 mod dev;
 pub(crate) mod eth;
+mod gso;
 mod icmp;
 mod ip_input;
 mod ip_output;
@@ -83,7 +84,7 @@ pub(crate) mod skbuff;
 mod sock;
 mod softirq;
 pub mod stats;
-mod udp;
+pub(crate) mod udp;
 pub(crate) mod xps;
 
 use std::net::Ipv4Addr;
@@ -238,6 +239,8 @@ pub struct Kernel<T: Transport, M: Machine> {
     pub(crate) xps: XpsMaps,
     pub(crate) skb_cache: SkbCache,
     pub(crate) dev_addr: [u8; 6],
+    /// The device takes datagrams that stand for several (`NETIF_F_GSO_UDP_L4`).
+    pub(crate) tx_udp_segmentation: bool,
     ptype_base: Vec<PacketType>,
     inet_protos: [Option<NetProtocol>; 256],
     fib: Fib,
@@ -280,6 +283,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             xps: XpsMaps::default(),
             skb_cache: SkbCache::default(),
             dev_addr: dev.mac(),
+            tx_udp_segmentation: dev.features() & features::HOST_USO != 0,
             ptype_base: Vec::new(),
             inet_protos: [None; 256],
             fib: Fib::new(&config),

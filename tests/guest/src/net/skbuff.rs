@@ -8,6 +8,7 @@
 use super::ip_input::Iphdr;
 use super::route::RtType;
 use super::sock::SkRef;
+use crate::virtio_net::gso::SkbSharedInfo;
 
 /// Room before the data of a received frame (`NET_SKB_PAD`).
 pub(crate) const NET_SKB_PAD: usize = 64;
@@ -69,8 +70,12 @@ pub(crate) struct SkBuff {
     pub csum_start: usize,
     /// Where, from there, the checksum is stored.
     pub csum_offset: u16,
-    /// Payload of each segment, of packets that stand for several; else 0.
+    /// Payload of each segment, of packets that stand for several; else 0, and what follows says nothing.
     pub gso_size: u16,
+    /// `SKB_GSO_*`.
+    pub gso_type: u32,
+    /// How many segments.
+    pub gso_segs: u16,
     /// Hash of the flow, 0 where nobody made one.
     pub hash: u32,
     /// The hash is of the ports, too.
@@ -162,6 +167,22 @@ impl SkBuff {
         self.tail = self.tail.min(self.data + len);
     }
 
+    /// What is known of its segments, of which there are several (`skb_shinfo`).
+    pub fn shared_info(&self) -> SkbSharedInfo {
+        SkbSharedInfo {
+            gso_type: self.gso_type,
+            gso_size: self.gso_size,
+            gso_segs: self.gso_segs,
+        }
+    }
+
+    /// Takes over what `whole`, of which it is a part, was found to be (`__copy_skb_header`).
+    pub fn inherit(&mut self, whole: &Self) {
+        (self.protocol, self.pkt_type) = (whole.protocol, whole.pkt_type);
+        (self.ip, self.rt_type) = (whole.ip, whole.rt_type);
+        (self.hash, self.l4_hash) = (whole.hash, whole.l4_hash);
+    }
+
     /// Notes that the IP header begins here (`skb_reset_network_header`).
     #[inline]
     pub fn reset_network_header(&mut self) {
@@ -214,10 +235,8 @@ impl SkbCache {
     pub fn clone_skb(&mut self, skb: &SkBuff) -> Skb {
         let mut copy = self.alloc(skb.headroom(), skb.len());
         copy.put(skb.len()).copy_from_slice(skb.data());
-        (copy.protocol, copy.pkt_type, copy.ip_summed) =
-            (skb.protocol, skb.pkt_type, skb.ip_summed);
-        (copy.ip, copy.rt_type, copy.truesize) = (skb.ip, skb.rt_type, skb.truesize);
-        (copy.hash, copy.l4_hash) = (skb.hash, skb.l4_hash);
+        copy.inherit(skb);
+        (copy.ip_summed, copy.truesize) = (skb.ip_summed, skb.truesize);
         copy.network_header = copy.headroom();
         copy
     }

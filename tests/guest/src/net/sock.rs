@@ -54,6 +54,8 @@ pub(super) struct Sock {
     pub sk_err: Option<Errno>,
     /// It shares its port with others that would, too (`SO_REUSEADDR`).
     pub sk_reuse: bool,
+    /// It takes datagrams that stand for several (`UDP_GRO`).
+    pub gro_enabled: bool,
 }
 
 /// All sockets.
@@ -81,6 +83,7 @@ impl SockTable {
             sk_receive_queue: VecDeque::new(),
             sk_err: None,
             sk_reuse: false,
+            gro_enabled: false,
         };
         let free = self.socks.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {

@@ -115,7 +115,7 @@ pub enum RxDrop {
     UdpIgnoredMulti,
     /// The socket's queue was full.
     UdpRcvbufErrors,
-    /// A datagram that stands for several; they are not taken apart yet.
+    /// A datagram that is said to stand for segments of another protocol.
     UdpGso,
 }
 

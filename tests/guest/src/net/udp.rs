@@ -2,8 +2,7 @@
 //!
 //! In: datagrams from IP, and what processes send. Out: datagrams in the queue of the socket that fits
 //! best, or of all that fit a broadcast; packets to IP. Dropped and counted: datagrams that are short,
-//! have a bad checksum, find no socket (which is answered) or a full queue, and those that stand for
-//! several. Linux sums when the datagram is read; here it is done on arrival, so that a bad one is
+//! have a bad checksum, find no socket (which is answered) or a full queue. Linux sums when the datagram is read; here it is done on arrival, so that a bad one is
 //! never queued.
 
 use std::net::SocketAddrV4;
@@ -20,10 +19,11 @@ use super::stats::RxDrop;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
 use crate::virtio_net::features as f;
+use crate::virtio_net::gso::{SKB_GSO_UDP_L4, UDP_MAX_SEGMENTS};
 
 pub(super) const IPPROTO_UDP: u8 = 17;
 /// Bytes of a header.
-pub(super) const UDPHDR_LEN: usize = 8;
+pub(crate) const UDPHDR_LEN: usize = 8;
 /// Where the checksum is in it.
 const CHECK: usize = 6;
 
@@ -58,8 +58,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return self.drop_rx(skb, RxDrop::UdpInCsumErrors);
         }
         if skb.gso_size != 0 {
-            return self.drop_rx(skb, RxDrop::UdpGso);
+            return self.udp_rcv_gso(skb, source, dest);
         }
+        self.__udp4_lib_rcv(skb, source, dest);
+    }
+
+    /// To the socket that fits, or all that do.
+    #[inline(always)] // for each datagram; its other callers are rare
+    pub(super) fn __udp4_lib_rcv(&mut self, skb: Skb, source: u16, dest: u16) {
         if skb.rt_type == RtType::Broadcast {
             return self.__udp4_lib_mcast_deliver(skb, source, dest);
         }
@@ -116,23 +122,36 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
+        gso_size: u16,
     ) -> Result<usize, Errno> {
-        if data.len() > 0xffff {
+        if IPHDR_LEN + UDPHDR_LEN + data.len() > 0xffff {
             return Err(Errno::EMSGSIZE);
         }
+        let mss = if gso_size == 0 {
+            data.len()
+        } else {
+            data.len().min(gso_size.into())
+        };
         let (daddr, dport) = self.destination(at, to)?;
         if dport == 0 {
             return Err(Errno::EINVAL);
         }
         let rt = self.ip_route_output_unicast(daddr)?;
-        if IPHDR_LEN + UDPHDR_LEN + data.len() > self.mtu() {
+        if IPHDR_LEN + UDPHDR_LEN + mss > self.mtu() {
             return Err(Errno::EMSGSIZE);
+        }
+        if data.len() > mss * UDP_MAX_SEGMENTS {
+            return Err(Errno::EINVAL);
         }
         let (sk, sport) = self.sock_alloc_send(at)?;
         // `ip_make_skb`.
         let mut skb = self.skb_cache.alloc(MAX_HEADER, data.len());
         skb.put(data.len()).copy_from_slice(data);
         self.skb_set_owner_w(&mut skb, sk);
+        if data.len() > mss {
+            (skb.gso_size, skb.gso_type) = (gso_size, SKB_GSO_UDP_L4);
+            skb.gso_segs = data.len().div_ceil(mss) as u16;
+        }
         let flow = Flow {
             daddr,
             protocol: IPPROTO_UDP,
@@ -156,7 +175,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         uh[4..6].copy_from_slice(&(len as u16).to_be_bytes());
         uh[CHECK..].fill(0);
         let pseudo = csum_tcpudp_nofold(self.fib.local_addr(), daddr, len, IPPROTO_UDP);
-        let check = if self.dev.features() & f::CSUM != 0 {
+        let check = if self.dev.features() & f::CSUM != 0 || skb.gso_size != 0 {
             // `udp4_hwcsum`
             skb.ip_summed = IpSummed::Partial;
             skb.csum_start = skb.headroom();

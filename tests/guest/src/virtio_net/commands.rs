@@ -201,6 +201,8 @@ impl<T: Transport> VirtnetInfo<T> {
     pub fn set_guest_offloads(&mut self, offloads: u64) -> Result<(), CtrlError> {
         let class = ctrl::VIRTIO_NET_CTRL_GUEST_OFFLOADS;
         let command = ctrl::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
-        self.send_command(class, command, &offloads.to_le_bytes())
+        self.send_command(class, command, &offloads.to_le_bytes())?;
+        self.guest_offloads = offloads;
+        Ok(())
     }
 }

@@ -72,10 +72,16 @@ pub enum BadHeader {
     /// A GSO type that does not exist or was not negotiated.
     #[error("bad gso: type {0:#x}")]
     GsoType(u8),
-    /// A GSO frame without a segment size.
-    #[error("bad gso: size 0")]
-    GsoSize,
-    /// A checksum outside the frame.
+    /// A segment size that cannot be, or makes too many segments.
+    #[error("bad gso: size {0}")]
+    GsoSize(u16),
+    /// A GSO frame without room for its headers.
+    #[error("bad gso: headers in {0} bytes")]
+    GsoShort(usize),
+    /// A GSO frame whose checksum is not left to be filled in where its protocol has it.
+    #[error("bad gso: checksum")]
+    GsoCsum,
+    /// A checksum outside the frame, or in its network header.
     #[error("checksum at {start}+{offset} in a frame of {len}")]
     Csum {
         /// `csum_start`.
@@ -222,33 +228,11 @@ impl VirtioNetHdr {
     /// What is wrong with it.
     #[inline]
     pub fn check(&self, len: usize, features: u64) -> Result<(), BadHeader> {
-        if self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
-            if features & f::GUEST_CSUM == 0 {
-                return Err(BadHeader::CsumNotNegotiated);
-            }
-            let (start, offset) = (self.csum_start, self.csum_offset);
-            if usize::from(start) + usize::from(offset) + 2 > len {
-                return Err(BadHeader::Csum { start, offset, len });
-            }
-        }
-        if self.gso_type == VIRTIO_NET_HDR_GSO_NONE {
+        let needs_csum = self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+        if !needs_csum && self.gso_type == VIRTIO_NET_HDR_GSO_NONE {
             return Ok(());
         }
-        let needed = match self.gso_type & !VIRTIO_NET_HDR_GSO_ECN {
-            VIRTIO_NET_HDR_GSO_TCPV4 => f::GUEST_TSO4,
-            VIRTIO_NET_HDR_GSO_TCPV6 => f::GUEST_TSO6,
-            VIRTIO_NET_HDR_GSO_UDP => f::GUEST_UFO,
-            VIRTIO_NET_HDR_GSO_UDP_L4 => f::GUEST_USO4 | f::GUEST_USO6,
-            _ => 0,
-        };
-        let ecn = self.gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
-        if features & needed == 0 || ecn && features & f::GUEST_ECN == 0 {
-            return Err(BadHeader::GsoType(self.gso_type));
-        }
-        if self.gso_size == 0 {
-            return Err(BadHeader::GsoSize);
-        }
-        Ok(())
+        self.check_offloads(len, features)
     }
 }
 
@@ -322,7 +306,7 @@ mod tests {
         assert_eq!(csum.with_gso(1, 1448, 54).check(9000, features), Ok(()));
         assert_eq!(
             csum.with_gso(1, 0, 54).check(9000, features),
-            Err(BadHeader::GsoSize)
+            Err(BadHeader::GsoSize(0))
         );
         for bad in [2, 3, 4, 5, 0x81, 0x80, 0xff] {
             let lie = csum.with_gso(bad, 1448, 54).check(9000, features);

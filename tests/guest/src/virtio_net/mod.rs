@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `features`, `config`, `header` | layouts |
 //! | `rx`, `tx` | the two halves of a queue pair |
+//! | `gso`, `offloads` | frames that stand for several; what of that is switched on |
 //! | `ctrl`, `commands` | the control queue and what is asked over it |
 //! | `napi` | the driver under a [`Kernel`](crate::net::Kernel): interrupts, NAPI, skbs |
 //! | `channels`, `rss`, `rxfh_fields` | queue pairs in use, and what goes to which |
@@ -27,10 +28,12 @@ pub mod ctrl;
 pub mod device_stats;
 pub mod dim;
 pub mod features;
+pub mod gso;
 pub mod hash_input;
 pub mod hash_tunnel;
 pub mod header;
 mod napi;
+pub mod offloads;
 pub mod ringparam;
 pub mod rss;
 pub mod rx;
@@ -71,6 +74,11 @@ pub enum ProbeError {
     /// Guest memory is too small for the queues.
     #[error("probe: {0}")]
     Memory(#[from] MemoryError),
+    /// No ring of the negotiated layout has so many entries.
+    #[error(
+        "probe: a ring of {0} entries (up to 32768 are possible, of a split ring powers of two)"
+    )]
+    QueueSize(u16),
     /// Frames cannot be laid out as asked.
     #[error("probe: {0}")]
     Layout(#[from] LayoutError),
@@ -191,6 +199,8 @@ pub struct VirtnetInfo<T: Transport> {
     rss: Rss,
     coalesce: Coalesce,
     device_stats_cap: u64,
+    /// Receive offloads in use.
+    guest_offloads: u64,
     max_queue_pairs: u16,
     curr_queue_pairs: u16,
     ctrl_timeout: Duration,
@@ -204,9 +214,6 @@ impl<T: Transport> VirtnetInfo<T> {
     ///
     /// # Errors
     /// When the device does not answer, or claims what cannot be.
-    ///
-    /// # Panics
-    /// When no ring can have the entries that `options` say.
     pub fn probe(mut transport: T, options: &ProbeOptions) -> Result<Self, ProbeError> {
         let features = if options.exact {
             options.features
@@ -229,6 +236,7 @@ impl<T: Transport> VirtnetInfo<T> {
             rss: Rss::new(features, &config, used, options.rss_key),
             coalesce: Coalesce::default(),
             device_stats_cap: 0,
+            guest_offloads: offloads::guest_offloads_capable(features),
             max_queue_pairs,
             curr_queue_pairs: used,
             ctrl_timeout: options.ctrl_timeout,
@@ -255,6 +263,9 @@ impl<T: Transport> VirtnetInfo<T> {
         let memory = self.transport.memory().clone();
         let (features, size) = (self.features, options.queue_size);
         let (mtu, ring) = (self.mtu(), self.ring);
+        if !ring.size_is_possible(size) {
+            return Err(ProbeError::QueueSize(size));
+        }
         for pair in 0..pairs {
             let (rx, tx) = (2 * pair, 2 * pair + 1);
             let (rx_len, tx_len) = (options.rx_buf_len, options.tx_buf_len);

@@ -14,13 +14,14 @@ use super::ctrl::CtrlError;
 use super::features as f;
 use super::header::{
     PktHashType, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
-    VIRTIO_NET_HDR_GSO_UDP, VirtioNetHdr,
+    VirtioNetHdr,
 };
 use super::rx::{RxFrame, RxMode, Taken};
 use crate::memory::PAGE_SIZE;
 use crate::net::eth::eth_type_trans;
 use crate::net::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb, SkbCache, skb_truesize};
 use crate::net::stats::TxDrop;
+use crate::net::udp::UDPHDR_LEN;
 use crate::net::xps::stripe;
 use crate::net::{Kernel, Machine};
 use crate::ring::virtqueue::Virtqueue;
@@ -72,12 +73,10 @@ fn virtio_net_hdr_to_skb(skb: &mut SkBuff, hdr: &VirtioNetHdr) {
     } else if hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID != 0 {
         skb.ip_summed = IpSummed::Unnecessary;
     }
-    // A UFO frame is one datagram, however long.
-    if !matches!(
-        hdr.gso_type,
-        VIRTIO_NET_HDR_GSO_NONE | VIRTIO_NET_HDR_GSO_UDP
-    ) {
-        skb.gso_size = hdr.gso_size;
+    if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE {
+        let info = hdr.shared_info(skb.len(), skb.data());
+        (skb.gso_size, skb.gso_type) = (info.gso_size, info.gso_type);
+        skb.gso_segs = info.gso_segs;
     }
 }
 
@@ -86,7 +85,12 @@ fn virtio_net_hdr_to_skb(skb: &mut SkBuff, hdr: &VirtioNetHdr) {
 fn virtio_net_hdr_from_skb(skb: &SkBuff) -> VirtioNetHdr {
     if skb.ip_summed == IpSummed::Partial {
         let start = skb.csum_start - skb.headroom();
-        VirtioNetHdr::needs_csum(start as u16, skb.csum_offset)
+        let hdr = VirtioNetHdr::needs_csum(start as u16, skb.csum_offset);
+        if skb.gso_size == 0 {
+            return hdr;
+        }
+        // Of all that the stack makes, datagrams alone stand for several.
+        hdr.with_shared_info(&skb.shared_info(), (start + UDPHDR_LEN) as u16)
     } else {
         VirtioNetHdr::default()
     }

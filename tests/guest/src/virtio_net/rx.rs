@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::coalesce::{IntrCoal, RxDim};
 use super::features as f;
-use super::header::{MAX_HDR_LEN, USUAL_HDR_LEN, VirtioNetHdr};
+use super::gso::{MAX_HEADERS, SkbSharedInfo};
+use super::header::{MAX_HDR_LEN, USUAL_HDR_LEN, VIRTIO_NET_HDR_GSO_NONE, VirtioNetHdr};
 use super::stats::RxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions, either};
@@ -114,6 +115,17 @@ impl RxFrame<'_> {
             done += len;
         }
         done
+    }
+
+    /// What the device says of its segments, where it stands for several.
+    #[must_use]
+    pub fn shared_info(&self) -> SkbSharedInfo {
+        if self.hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE {
+            return SkbSharedInfo::default();
+        }
+        let mut head = [0; MAX_HEADERS];
+        let len = self.copy_to(&mut head);
+        self.hdr.shared_info(self.len, &head[..len])
     }
 
     /// The frame in a vector of its own.

@@ -180,21 +180,31 @@ impl World {
     fn deliver(&self, index: u16, mut hdr: VirtioNetHdr, frame: &[u8]) {
         let mut queues = self.queues.borrow_mut();
         let ring = queues[usize::from(index)].as_mut().unwrap();
-        let Some((head, chain)) = ring.take() else {
-            self.missed.set(self.missed.get() + 1);
-            return;
-        };
-        hdr.num_buffers = 1;
         let hdr_len = VirtioNetHdr::len(self.features.get());
+        let mergeable = self.features.get() & f::MRG_RXBUF != 0;
+        let (mut chains, mut room) = (Vec::new(), 0);
+        while room < hdr_len + frame.len() && (mergeable || chains.is_empty()) {
+            let Some(chain) = ring.take() else {
+                assert!(chains.is_empty(), "too few buffers for that frame");
+                self.missed.set(self.missed.get() + 1);
+                return;
+            };
+            room += chain.1.iter().map(|desc| desc.len as usize).sum::<usize>();
+            chains.push(chain);
+        }
+        hdr.num_buffers = chains.len() as u16;
         let bytes = [&hdr.to_bytes()[..hdr_len], frame].concat();
         let mut rest = &bytes[..];
-        for desc in chain {
-            let here = rest.len().min(desc.len as usize);
-            self.memory.write(desc.addr, &rest[..here]).unwrap();
-            rest = &rest[here..];
+        for (head, chain) in chains {
+            let before = rest.len();
+            for desc in chain {
+                let here = rest.len().min(desc.len as usize);
+                self.memory.write(desc.addr, &rest[..here]).unwrap();
+                rest = &rest[here..];
+            }
+            self.put(index, ring, head, (before - rest.len()) as u32);
         }
         assert!(rest.is_empty(), "longer than the buffer");
-        self.put(index, ring, head, bytes.len() as u32);
     }
 
     fn put(&self, index: u16, ring: &mut DeviceRing, head: u16, len: u32) {
@@ -394,6 +404,8 @@ pub struct Setup {
     pub features: u64,
     pub pairs: u16,
     pub queue_size: u16,
+    /// Length of transmit buffers, where the usual will not do.
+    pub tx_buf_len: Option<usize>,
     /// The device refuses all commands at probe.
     pub refuse: bool,
     pub config: KernelConfig,
@@ -405,6 +417,7 @@ impl Default for Setup {
             features: FEATURES,
             pairs: 1,
             queue_size: 256,
+            tx_buf_len: Some(2048),
             refuse: false,
             config: KernelConfig::default(),
         }
@@ -423,7 +436,7 @@ impl Setup {
         let options = ProbeOptions {
             queue_pairs: self.pairs,
             queue_size: self.queue_size,
-            tx_buf_len: Some(2048),
+            tx_buf_len: self.tx_buf_len,
             rss_key: Some(VERIFICATION_KEY),
             ..ProbeOptions::default()
         }

@@ -11,6 +11,7 @@ mod icmp;
 mod napi;
 mod neighbours;
 mod queues;
+mod segments;
 mod transmit;
 mod udp;
 

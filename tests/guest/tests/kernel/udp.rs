@@ -6,8 +6,7 @@ use nic_guest::net::stats::RxDrop;
 use nic_guest::net::{Errno, Fd, Protocol, SockType};
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_UDP_L4,
-    VirtioNetHdr,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VirtioNetHdr,
 };
 
 use crate::common::packets::{OURS, read_ip, read_udp, udp, udp_to};
@@ -219,21 +218,6 @@ fn a_broadcast_is_copied_for_sockets_that_share_a_port() {
     assert_eq!(datagrams.iter().map(Vec::len).sum::<usize>(), 4);
     assert_eq!(kernel.stats().cloned, 2);
     assert_balanced(&kernel);
-}
-
-#[test]
-fn segments_in_one_frame_are_not_taken_apart_yet() {
-    let setup = Setup {
-        features: FEATURES | f::MRG_RXBUF | f::GUEST_USO4,
-        ..Setup::default()
-    };
-    let (mut kernel, world) = setup.boot();
-    let fd = udp_socket(&mut kernel, PORT);
-    let uso = VirtioNetHdr::needs_csum(34, 6).with_gso(VIRTIO_NET_HDR_GSO_UDP_L4, 10, 42);
-    world.schedule_with(0, 0, uso, &udp(PORT, &[1; 100]));
-    settle(&mut kernel);
-    assert_eq!(kernel.stats().rx_drop(RxDrop::UdpGso), 1);
-    assert_eq!(read_all(&mut kernel, fd).len(), 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::tx::TxLayout;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+use nic_guest::virtio_net::{ProbeError, ProbeOptions, VirtnetInfo};
 
 use crate::common::in_process::InProcess;
 
@@ -147,6 +147,20 @@ fn a_queue_goes_on_where_it_was_stopped() {
         let config = QueueConfig { next, ..config };
         nic.transport.setup_queue(&config).unwrap();
         receive(&mut nic, 0..13);
+    }
+}
+
+#[test]
+fn a_ring_that_cannot_be_fails_the_probe() {
+    let packed = f::RING_PACKED;
+    for (offered, size) in [(0, 200), (0, 0), (packed, 0), (packed, 0x8001)] {
+        let options = ProbeOptions {
+            queue_size: size,
+            ..ProbeOptions::default()
+        };
+        let device = InProcess::new(BASE | offered);
+        let probed = VirtnetInfo::probe(device, &options.with(packed));
+        assert!(matches!(probed, Err(ProbeError::QueueSize(bad)) if bad == size));
     }
 }
 
