@@ -13,14 +13,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nic_guest::memory::GuestMemory;
-use nic_guest::ring::raw::RawRing;
+use nic_guest::ring::raw::Descriptor;
 use nic_guest::ring::{RingLayout, RingMemory};
+use nic_guest::transport::QueueConfig;
 use nic_guest::transport::message::{
     Connection, FLAG_NEED_REPLY, Message, MessageError, vring_state,
 };
+use nic_guest::virtio_net::features as f;
 use vhost::vhost_user::message::FrontendReq as Req;
 
-use super::in_process::chain;
+use super::rings::DeviceRing;
 
 /// What a backend offers.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +37,9 @@ pub struct Offer {
 #[derive(Default)]
 struct Vring {
     num: u16,
-    ring: Option<RawRing>,
+    ring: Option<DeviceRing>,
     addr: Option<RingLayout>,
-    next: u16,
+    base: u32,
     call: Option<File>,
     kick: Option<File>,
     /// There may be something in the ring: it was kicked, or just started.
@@ -62,6 +64,7 @@ impl Backend {
             offer,
             vrings: (0..=2 * offer.pairs).map(|_| Vring::default()).collect(),
             log: Vec::new(),
+            features: 0,
             channel: None,
         };
         let stop = Arc::clone(&die);
@@ -87,6 +90,7 @@ struct State {
     offer: Offer,
     vrings: Vec<Vring>,
     log: Vec<String>,
+    features: u64,
     channel: Option<File>,
 }
 
@@ -134,8 +138,9 @@ impl State {
         let body = &message.payload;
         let index = body.first().map_or(0, |&byte| usize::from(byte));
         let num = body
-            .get(4..6)
-            .map_or(0, |bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+            .get(4..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         let mut line = format!("{request:?}");
         match request {
             Req::GET_FEATURES => self.reply(message, &self.offer.features.to_ne_bytes()),
@@ -157,9 +162,10 @@ impl State {
             }
             Req::GET_VRING_BASE => {
                 line += &format!(" {index}");
-                let next = self.vrings[index].next;
-                self.vrings[index].kick = None;
-                self.reply(message, &vring_state(index as u32, next.into()));
+                let vring = &mut self.vrings[index];
+                vring.kick = None;
+                let base = vring.ring.as_ref().map_or(vring.base, DeviceRing::base);
+                self.reply(message, &vring_state(index as u32, base));
             }
             Req::GET_INFLIGHT_FD => {
                 let file = File::open("/dev/null").unwrap();
@@ -170,7 +176,10 @@ impl State {
                     .send(message.request, flags, body, &fds)
                     .unwrap();
             }
-            Req::SET_FEATURES => line += &format!(" {:#x}", word(body, 0)),
+            Req::SET_FEATURES => {
+                self.features = word(body, 0);
+                line += &format!(" {:#x}", self.features);
+            }
             Req::SET_MEM_TABLE => line += &format!(" {}", body[0]),
             Req::SET_BACKEND_REQ_FD => {
                 self.channel = message.file.as_ref().map(|file| file.try_clone().unwrap());
@@ -180,11 +189,11 @@ impl State {
             }
             Req::SET_VRING_NUM => {
                 line += &format!(" {index}");
-                self.vrings[index].num = num;
+                self.vrings[index].num = num as u16;
             }
             Req::SET_VRING_BASE => {
                 line += &format!(" {index}={num}");
-                self.vrings[index].next = num;
+                self.vrings[index].base = num;
             }
             Req::SET_VRING_ADDR => {
                 line += &format!(" {index}");
@@ -230,12 +239,23 @@ impl State {
     }
 
     fn start_ring(&mut self, index: usize, kick: &File) {
+        let packed = self.features & f::RING_PACKED != 0;
         let vring = &mut self.vrings[index];
         let layout = vring.addr.expect("addresses before the kick");
-        let ring = RingMemory::at(&self.memory, vring.num, layout).unwrap();
-        let raw = RawRing::new(&ring);
-        vring.next = raw.used_idx();
-        vring.ring = Some(raw);
+        let mut queue = QueueConfig {
+            index: index as u16,
+            size: vring.num,
+            layout,
+            next: vring.base,
+        };
+        if !packed {
+            let ring = RingMemory::at(&self.memory, vring.num, layout).unwrap();
+            queue.next = ring.used.load_acquire_u16(2).into();
+        } else if vring.base >> 16 == 0 {
+            // DPDK's one half counts for both.
+            queue.next |= vring.base << 16;
+        }
+        vring.ring = Some(DeviceRing::new(&self.memory, &queue, self.features));
         vring.kick = Some(kick.try_clone().unwrap());
         vring.pending = true;
     }
@@ -250,26 +270,18 @@ impl State {
         std::mem::take(&mut vring.pending) || kicked
     }
 
-    fn take(&mut self, index: usize) -> Option<u16> {
+    fn take(&mut self, index: usize) -> Option<(u16, Vec<Descriptor>)> {
         let vring = &mut self.vrings[index];
-        let raw = vring
-            .ring
-            .as_ref()
-            .filter(|_| vring.kick.is_some() && vring.enabled)?;
-        if vring.next == raw.avail_idx() {
+        let ring = vring.ring.as_mut()?;
+        if vring.kick.is_none() || !vring.enabled {
             return None;
         }
-        let head = raw.avail_entry(vring.next);
-        vring.next = vring.next.wrapping_add(1);
-        Some(head)
+        ring.take()
     }
 
-    fn put(&mut self, index: usize, head: u16, len: u32) {
+    fn put(&mut self, index: usize, id: u16, len: u32) {
         let vring = &mut self.vrings[index];
-        let raw = vring.ring.as_ref().unwrap();
-        let at = raw.used_idx();
-        raw.set_used_elem(at, head.into(), len);
-        raw.set_used_idx(at.wrapping_add(1));
+        vring.ring.as_mut().unwrap().put(id, len);
         if let Some(call) = &mut vring.call {
             // A socket may be full: then an interrupt is pending anyway.
             let _ = call.write(&1u64.to_ne_bytes());
@@ -277,35 +289,34 @@ impl State {
     }
 
     fn send_back(&mut self, rx: usize, tx: usize) {
-        while let Some(head) = self.take(tx) {
-            let raw = self.vrings[tx].ring.as_ref().unwrap();
+        while let Some((id, chain)) = self.take(tx) {
             let mut bytes = Vec::new();
-            for desc in chain(&self.memory, raw, head) {
+            for desc in chain {
                 let mut piece = vec![0; desc.len as usize];
                 self.memory.read(desc.addr, &mut piece).unwrap();
                 bytes.extend(piece);
             }
-            self.put(tx, head, 0);
+            self.put(tx, id, 0);
             bytes[..12].fill(0);
             bytes[10] = 1;
-            let Some(head) = self.take(rx) else { continue };
-            let raw = self.vrings[rx].ring.as_ref().unwrap();
+            let Some((id, chain)) = self.take(rx) else {
+                continue;
+            };
             let mut rest = bytes.as_slice();
-            for desc in chain(&self.memory, raw, head) {
+            for desc in chain {
                 let here = rest.len().min(desc.len as usize);
                 self.memory.write(desc.addr, &rest[..here]).unwrap();
                 rest = &rest[here..];
             }
-            self.put(rx, head, bytes.len() as u32);
+            self.put(rx, id, bytes.len() as u32);
         }
     }
 
     fn answer_control(&mut self, index: usize) {
-        while let Some(head) = self.take(index) {
-            let raw = self.vrings[index].ring.as_ref().unwrap();
-            let ack = *chain(&self.memory, raw, head).last().unwrap();
+        while let Some((id, chain)) = self.take(index) {
+            let ack = *chain.last().unwrap();
             self.memory.write(ack.addr, &[0]).unwrap();
-            self.put(index, head, 1);
+            self.put(index, id, 1);
         }
     }
 }
