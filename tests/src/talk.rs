@@ -15,6 +15,7 @@ use nic_guest::memory::GuestMemory;
 use nic_guest::net::{Errno, Fd, Kernel, KernelConfig, Machine, Protocol, Received, SockType};
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use nic_guest::virtio_net::VirtnetInfo;
+use nic_guest::virtio_net::features::RING_PACKED;
 
 use crate::measure::{RealMachine, probe_options};
 
@@ -37,6 +38,9 @@ pub struct Talk {
     /// A neighbour that does not answer ARP, as 10.77.0.1=02:00:00:00:77:01; repeatable
     #[arg(long, value_name = "ADDR=MAC", value_parser = neighbour)]
     neighbour: Vec<(Ipv4Addr, [u8; 6])>,
+    /// Take packed rings, which the backend has to offer
+    #[arg(long)]
+    packed: bool,
     /// How long to wait for the backend's socket, and for each answer
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -138,7 +142,15 @@ impl Host {
             ..VhostUserOptions::default()
         };
         let transport = VhostUser::connect_with(&options.socket, memory, &how)?;
-        let dev = VirtnetInfo::probe(transport, &probe_options())?;
+        let mut probe = probe_options();
+        if options.packed {
+            probe = probe.with(RING_PACKED);
+        }
+        let dev = VirtnetInfo::probe(transport, &probe)?;
+        ensure!(
+            !options.packed || dev.features() & RING_PACKED != 0,
+            "the backend offers no packed rings"
+        );
         ensure!(dev.link_up(), "the backend says that the link is down");
         let clock = Clock::start();
         let (addr, prefix_len) = options.address;
