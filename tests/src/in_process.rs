@@ -163,7 +163,7 @@ impl InProcess {
                 descriptors: queue.layout.desc,
                 driver: queue.layout.avail,
                 device: queue.layout.used,
-                base: None,
+                base: Some(queue.next as u16),
             },
             enabled: true,
             interrupt: Some(Box::new(Counter(
