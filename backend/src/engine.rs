@@ -10,10 +10,12 @@ use nic_model::time::Nanos;
 
 use crate::card::{Card, Line};
 use crate::clock::Clock;
+use crate::cpus::CpuList;
 use crate::lane::Bell;
+use crate::patience::{PollMode, Waits};
 use crate::split::{self, PortSide, QueueSide};
 use crate::wire::Wire;
-use crate::worker::{self, Ended, ServesRings, WorkerHandle};
+use crate::worker::{self, Ended, ServesRings, ThreadConfig, WorkerHandle};
 
 /// What runs a card.
 #[derive(Clone)]
@@ -34,8 +36,10 @@ pub struct EngineConfig {
     pub wire: Box<dyn Wire>,
     /// Workers: one runs the whole card, of more each has some of the queue pairs.
     pub workers: u16,
-    /// Whether they spin instead of sleeping.
-    pub poll: bool,
+    /// What they do that have nothing to do.
+    pub poll: PollMode,
+    /// The CPUs that they are kept on.
+    pub cpus: CpuList,
     /// What they live by.
     pub clock: Clock,
 }
@@ -49,14 +53,11 @@ pub enum Server {
     Worker(usize),
 }
 
-/// What an engine counts of its threads: how often they slept.
-pub type Sleeps = u64;
-
 impl Engine {
     /// Starts the threads. They end when [`Engine::stop`] is called.
     ///
     /// # Errors
-    /// The system refuses a thread or a descriptor, or the wire cannot be waited for.
+    /// The system refuses a thread, its CPU or a descriptor, or the wire cannot be waited for.
     pub fn start(config: EngineConfig) -> anyhow::Result<(Self, Vec<JoinHandle<()>>)> {
         let EngineConfig {
             port,
@@ -64,13 +65,19 @@ impl Engine {
             wire,
             workers,
             poll,
+            cpus,
             clock,
         } = config;
+        let thread = |number| ThreadConfig {
+            clock,
+            poll,
+            cpu: cpus.of(number),
+        };
         let bell = Arc::new(Bell::new()?);
         if workers <= 1 {
             let make = move |now| Card::new(Nic::new(&port, features), wire, now);
-            let (worker, thread) = worker::spawn("nic-worker".into(), bell, make, clock, poll)?;
-            return Ok((Engine::Whole(worker), vec![thread]));
+            let (worker, running) = worker::spawn("nic-worker".into(), bell, make, thread(0))?;
+            return Ok((Engine::Whole(worker), vec![running]));
         }
         let bells = (0..workers).map(|_| Bell::new().map(Arc::new));
         let bells: Vec<_> = bells.collect::<nix::Result<_>>()?;
@@ -80,15 +87,15 @@ impl Engine {
             let config = port.clone();
             let make = move |_| QueueSide::new(&config, features, lanes);
             let name = format!("nic-worker-{number}");
-            let (worker, thread) = worker::spawn(name, bell, make, clock, poll)?;
+            let (worker, running) = worker::spawn(name, bell, make, thread(number + 1))?;
             handles.push(worker);
-            threads.push(thread);
+            threads.push(running);
         }
         let workers: Arc<[_]> = handles.into();
         let asked = workers.clone();
         let make = move |now| PortSide::new(&port, features, wire, now, lanes, asked);
-        let (port, thread) = worker::spawn("nic-port".into(), bell, make, clock, poll)?;
-        threads.push(thread);
+        let (port, running) = worker::spawn("nic-port".into(), bell, make, thread(0))?;
+        threads.push(running);
         Ok((Engine::Split(port, workers), threads))
     }
 
@@ -173,22 +180,22 @@ impl Engine {
         self.line(move |line, _| job(line.plug().0))
     }
 
-    /// The card's state and counts, and how often its threads slept.
+    /// The card's state and counts, and how its threads waited, all together.
     ///
     /// # Errors
     /// A thread has ended.
-    pub fn status(&self) -> Result<(NicStatus, Sleeps), Ended> {
+    pub fn status(&self) -> Result<(NicStatus, Waits), Ended> {
         match self {
             Engine::Whole(worker) => {
-                worker.call(|worker| (worker.body.nic.status(), worker.sleeps))
+                worker.call(|worker| (worker.body.nic.status(), worker.waits()))
             }
             Engine::Split(port, workers) => {
-                let (status, mut sleeps) =
-                    port.call(|worker| (worker.body.status(), worker.sleeps))?;
+                let (status, mut waits) =
+                    port.call(|worker| (worker.body.status(), worker.waits()))?;
                 for worker in workers.iter() {
-                    sleeps += worker.call(|worker| worker.sleeps)?;
+                    waits += worker.call(|worker| worker.waits())?;
                 }
-                Ok((status, sleeps))
+                Ok((status, waits))
             }
         }
     }

@@ -5,7 +5,7 @@
 //!                                                        or    port + wire == lanes == workers: queue pairs
 //! ```
 //!
-//! [`server::NicServer`] is one NIC with its threads, [`worker`] one that moves packets, [`engine`] which of them does what,
+//! [`server::NicServer`] is one NIC with its threads, [`worker`] one that moves packets, [`engine`] which of them does what, [`patience`] how long one spins before it sleeps, [`cpus`] where they run,
 //! [`card`] what one runs alone, [`split`] and [`lane`] what several share, [`session`] a front-end's connection, [`relay`] and [`protocol`] its messages, [`wire`] what the line is plugged into, and [`control`]
 //! how a running NIC is watched and changed.
 
@@ -13,8 +13,10 @@ pub mod card;
 pub mod clock;
 pub mod coalesce;
 pub mod control;
+pub mod cpus;
 pub mod engine;
 pub mod lane;
+pub mod patience;
 pub mod protocol;
 pub mod relay;
 pub mod server;

@@ -11,6 +11,8 @@ use log::info;
 use nic_backend::clock::Clock;
 use nic_backend::coalesce::CoalesceSpec;
 use nic_backend::control::{self, ControlSocket, Request};
+use nic_backend::cpus::CpuList;
+use nic_backend::patience::PollMode;
 use nic_backend::server::{NicConfig, NicServer};
 use nic_backend::wire::WireSpec;
 use nic_device::features::Features;
@@ -152,9 +154,13 @@ struct Serve {
     /// 128
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = table_length)]
     rss_table: u16,
-    /// Spin instead of sleeping: takes a whole core, answers faster
-    #[arg(long)]
-    poll: bool,
+    /// What a thread that moves packets does that has nothing to do
+    #[arg(long, value_enum, default_value = "never", num_args = 0..=1, default_missing_value = "always")]
+    poll: PollMode,
+    /// CPUs for the threads that move packets, as 2,3 or 2-5: the first for the line's thread, or the only one, the next for
+    /// the workers in turn. Without it they run wherever the system puts them
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
     /// The link at first. A capture or a generator starts when it comes up: with "down", and vhost-user-nic link up
     /// once the guest is ready, nothing of it is missed
     #[arg(long, value_enum, default_value = "up")]
@@ -209,6 +215,7 @@ impl Serve {
             wire: self.wire.clone(),
             workers: self.workers,
             poll: self.poll,
+            cpus: self.cpus.clone().unwrap_or_default(),
             trace: self.trace_protocol,
             clock: Clock::start(),
         }
@@ -261,6 +268,16 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
             .error(
                 ErrorKind::ValueValidation,
                 format!("--workers {workers} needs --queues {workers} or more: a worker serves whole queue pairs, and there are {queues}"),
+            )
+            .exit();
+    }
+    if let Some(cpus) = &options.cpus
+        && let Err(error) = cpus.check(options.workers)
+    {
+        Options::command()
+            .error(
+                ErrorKind::ValueValidation,
+                format!("--cpus {cpus}: {error}"),
             )
             .exit();
     }

@@ -23,7 +23,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
 use crate::clock::Clock;
+use crate::cpus::CpuList;
 use crate::engine::{Engine, EngineConfig};
+use crate::patience::{PollMode, Waits};
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
 use crate::wire::{PortFacts, WireSpec};
@@ -42,8 +44,10 @@ pub struct NicConfig {
     pub wire: WireSpec,
     /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own.
     pub workers: u16,
-    /// Whether they spin instead of sleeping.
-    pub poll: bool,
+    /// What they do that have nothing to do.
+    pub poll: PollMode,
+    /// The CPUs that they are kept on.
+    pub cpus: CpuList,
     /// Whether each message of the protocol is logged.
     pub trace: bool,
     /// The card's clock: the instants that a generator writes into its frames are on it.
@@ -72,8 +76,9 @@ pub struct ServerStatus {
     pub connections: u64,
     /// Messages of theirs that were refused.
     pub refused_messages: u64,
-    /// Times that the workers slept.
-    pub worker_sleeps: u64,
+    /// How the workers waited.
+    #[serde(flatten)]
+    pub waits: Waits,
     /// The wire's own counts.
     pub wire_counters: serde_json::Map<String, serde_json::Value>,
     /// The card.
@@ -108,6 +113,7 @@ impl NicServer {
             wire,
             workers: config.workers,
             poll: config.poll,
+            cpus: config.cpus,
             clock: config.clock,
         })?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -168,14 +174,14 @@ impl NicServer {
     /// # Errors
     /// The NIC has ended.
     pub fn status(&self) -> Result<ServerStatus, Ended> {
-        let (nic, worker_sleeps) = self.engine.status()?;
+        let (nic, waits) = self.engine.status()?;
         let wire_counters = self.engine.line(|line, _| line.wire().counters())?;
         Ok(ServerStatus {
             socket: self.socket.display().to_string(),
             wire: self.wire.to_string(),
             connections: self.front_end.connections.load(Ordering::Relaxed),
             refused_messages: self.front_end.refused.load(Ordering::Relaxed),
-            worker_sleeps,
+            waits,
             wire_counters: wire_counters
                 .into_iter()
                 .map(|(name, count)| (name.to_owned(), count.into()))

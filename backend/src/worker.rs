@@ -1,7 +1,8 @@
 //! A worker: a thread that owns a card, or a part of one, and runs it to completion.
 //!
-//! It moves bursts until nothing is left to do. Then, in interrupt mode, it asks the driver for kicks, looks once
-//! more, and sleeps until a kick, the wire, another worker, a deadline or a job wakes it; in poll mode it spins. Whoever else
+//! It moves bursts until nothing is left to do. Then it asks the driver for kicks, looks once
+//! more, and sleeps until a kick, the wire, another worker, a deadline or a job wakes it. In poll mode it spins instead, or for a
+//! while before (see [`PollMode`]); the driver is not asked for kicks then. Whoever else
 //! wants something of the card sends a job, which runs between two bursts: so there are no locks, and
 //! when [`WorkerHandle::call`] returns, what it asked for has happened.
 
@@ -22,13 +23,18 @@ use rustix::event::epoll;
 
 use crate::card::Line;
 use crate::clock::Clock;
+use crate::cpus;
 use crate::lane::Bell;
+use crate::patience::{Patience, PollMode, Waits};
 
-/// How far the card may run ahead of the clock: about what a thread is late that sleeps, or, with `poll`, one that spins
+/// How far the card may run ahead of the clock: about what a thread is late that sleeps, or one that always spins
 /// and has a burst at hand.
 #[must_use]
-pub const fn lead(poll: bool) -> Duration {
-    Duration::from_micros(if poll { 5 } else { 100 })
+pub const fn lead(poll: PollMode) -> Duration {
+    Duration::from_micros(match poll {
+        PollMode::Always => 5,
+        PollMode::Never | PollMode::Adaptive => 100,
+    })
 }
 
 /// Rounds without work that the worker makes before it sleeps: a driver that answers at once is not waited
@@ -95,9 +101,10 @@ pub struct Worker<B> {
     /// What it runs.
     pub body: B,
     clock: Clock,
-    /// Whether it was asked to spin; whether it does, for that or another reason.
-    poll: bool,
+    /// What it was asked to do while there is nothing to do; whether it always spins, for that or another reason.
+    poll: PollMode,
     spinning: bool,
+    patience: Patience,
     jobs: Receiver<Job<B>>,
     bell: Arc<Bell>,
     epoll: OwnedFd,
@@ -105,8 +112,6 @@ pub struct Worker<B> {
     /// Whether the wire's descriptor wakes us.
     wire_watched: bool,
     stopping: bool,
-    /// Times that it slept.
-    pub sleeps: u64,
 }
 
 /// The worker's side that others hold.
@@ -180,16 +185,26 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// Starts the worker `name`, which is woken by `bell`, for what `make` builds on its thread, and that lives by `clock`.
+/// How a worker's thread runs.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadConfig {
+    /// What its card lives by.
+    pub clock: Clock,
+    /// What it does that has nothing to do.
+    pub poll: PollMode,
+    /// The CPU that it is kept on; `None`: any.
+    pub cpu: Option<usize>,
+}
+
+/// Starts the worker `name`, which is woken by `bell`, for what `make` builds on its thread.
 ///
 /// # Errors
-/// The system refuses a thread or a descriptor, or the wire cannot be waited for.
+/// The system refuses a thread, its CPU or a descriptor, or the wire cannot be waited for.
 pub fn spawn<B: Body>(
     name: String,
     bell: Arc<Bell>,
     make: impl FnOnce(Nanos) -> B + Send + 'static,
-    clock: Clock,
-    poll: bool,
+    thread: ThreadConfig,
 ) -> anyhow::Result<(WorkerHandle<B>, JoinHandle<()>)> {
     let ours = bell.clone();
     let (jobs, queue) = mpsc::channel();
@@ -198,7 +213,10 @@ pub fn spawn<B: Body>(
         let _guard = EndOnPanic;
         // Sleeps end on time, not when it suits the kernel (the default slack is 50 us).
         let _ = nix::sys::prctl::set_timerslack(1);
-        let worker = Worker::new(make(clock.now()), clock, poll, queue, ours);
+        let ThreadConfig { clock, poll, cpu } = thread;
+        // Before anything is made, so that it lies in memory near that CPU.
+        let pinned = cpu.map_or(Ok(()), cpus::pin).map_err(anyhow::Error::from);
+        let worker = pinned.and_then(|()| Worker::new(make(clock.now()), clock, poll, queue, ours));
         match worker {
             Ok(mut worker) => {
                 let _ = ready.send(Ok(()));
@@ -218,7 +236,7 @@ impl<B: Body> Worker<B> {
     fn new(
         mut body: B,
         clock: Clock,
-        poll: bool,
+        poll: PollMode,
         jobs: Receiver<Job<B>>,
         bell: Arc<Bell>,
     ) -> anyhow::Result<Self> {
@@ -232,40 +250,39 @@ impl<B: Body> Worker<B> {
             body,
             clock,
             poll,
-            spinning: poll,
+            spinning: poll == PollMode::Always,
+            patience: Patience::new(poll),
             jobs,
             bell,
             epoll,
             kicks: (0..queues).map(|_| None).collect(),
             wire_watched: true,
             stopping: false,
-            sleeps: 0,
         })
     }
 
     fn run(&mut self) {
         let mut idle = 0;
         while !self.stopping {
-            let worked = self.body.round(self.clock.now());
+            let now = self.clock.now();
+            let worked = self.body.round(now);
             let asked = self.do_jobs();
             if asked {
                 self.spinning = self.polls();
-                if self.spinning {
-                    // Queues may have been set up; nobody waits for their kicks.
-                    self.body.rings().busy();
-                }
             }
-            if self.spinning {
-                if !worked {
-                    std::hint::spin_loop();
-                }
-                continue;
+            if worked {
+                self.patience.worked(now);
             }
             if worked || asked {
-                if idle > IDLE_ROUNDS {
+                // It may have asked for kicks before, and queues may have been set up; nobody waits for theirs.
+                if asked || idle > IDLE_ROUNDS {
                     self.body.rings().busy();
                 }
                 idle = 0;
+                continue;
+            }
+            if self.spinning || (idle == IDLE_ROUNDS && self.patience.lasts(now)) {
+                std::hint::spin_loop();
                 continue;
             }
             idle += 1;
@@ -322,7 +339,7 @@ impl<B: Body> Worker<B> {
                 tv_nsec: i64::from(left.subsec_nanos()),
             }
         });
-        self.sleeps += 1;
+        self.patience.waits.sleeps += 1;
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
         let woken = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((woken, _)) => woken,
@@ -350,7 +367,7 @@ impl<B: Body> Worker<B> {
     }
 
     fn polls(&self) -> bool {
-        self.poll
+        self.poll == PollMode::Always
             || self
                 .kicks
                 .iter()
@@ -361,6 +378,12 @@ impl<B: Body> Worker<B> {
     pub fn stop(&mut self) {
         debug!("the worker stops");
         self.stopping = true;
+    }
+
+    /// How it has waited so far.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.patience.waits
     }
 
     /// The present instant on the worker's clock.

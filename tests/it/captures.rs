@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nic_backend::card::Line;
+use nic_backend::patience::PollMode;
 use nic_backend::worker::Body;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
@@ -265,7 +266,7 @@ fn short_captures_keep_their_spacing_in_real_time() {
         expected.assert_counted(&path, 1, &settled(&nic, expected.records.len()));
         // Not sooner; how much later is up to the machine's scheduler.
         let last = expected.records.last().expect("records").0;
-        let lead = nic_backend::worker::lead(false);
+        let lead = nic_backend::worker::lead(PollMode::Never);
         assert!(
             took + lead >= Duration::from_nanos(last),
             "{name}: {took:?} for {last} ns"

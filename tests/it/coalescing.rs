@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use nic_backend::coalesce::CoalesceSpec;
+use nic_backend::patience::PollMode;
 use nic_device::rings::ModerationStatus;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
@@ -76,7 +77,7 @@ fn each_direction_interrupts_as_the_driver_says() {
 
 #[test]
 fn time_that_is_up_interrupts_a_driver_that_sleeps() {
-    for poll in [false, true] {
+    for poll in [PollMode::Never, PollMode::Adaptive, PollMode::Always] {
         let nic = TestNic::with("loopback", |config| config.poll = poll);
         let mut guest = nic.guest(&ProbeOptions::default());
         guest.set_rx_coalesce(1_000, 20_000).expect("an answer");

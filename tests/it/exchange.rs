@@ -1,5 +1,6 @@
 //! Frames to a loopback plug and back: every octet, in order, whatever was negotiated.
 
+use nic_backend::patience::PollMode;
 use nic_guest::transport::Transport;
 use nic_guest::virtio_net::header::{VIRTIO_NET_HDR_F_DATA_VALID, VirtioNetHdr};
 use nic_guest::virtio_net::rx::RxFrame;
@@ -131,7 +132,7 @@ fn runs() -> Vec<(u16, TxLayout, u32)> {
     ]
 }
 
-fn every_combination(poll: bool) {
+fn every_combination(poll: PollMode) {
     let frames = frames(1000, 1514);
     for features in feature_sets() {
         let nic = TestNic::with("loopback", |config| config.poll = poll);
@@ -165,12 +166,17 @@ fn every_combination(poll: bool) {
 
 #[test]
 fn every_combination_of_features_rings_and_layouts_asleep() {
-    every_combination(false);
+    every_combination(PollMode::Never);
+}
+
+#[test]
+fn every_combination_of_features_rings_and_layouts_polling_for_a_while() {
+    every_combination(PollMode::Adaptive);
 }
 
 #[test]
 fn every_combination_of_features_rings_and_layouts_polling() {
-    every_combination(true);
+    every_combination(PollMode::Always);
 }
 
 #[test]

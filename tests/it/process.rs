@@ -2,6 +2,7 @@
 
 mod child;
 mod control;
+mod rest;
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -176,6 +177,7 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         ("--queues", "0", "1"),
         ("--queues", "32", "1..=31"),
         ("--workers", "2", "--queues 2"),
+        ("--poll", "sometimes", "adaptive"),
         ("--rss", "maybe", "off"),
         ("--rss-table", "100", "power of two"),
         ("--disable", "TURBO", "MRG_RXBUF"),
@@ -274,6 +276,8 @@ fn help_lists_every_option() {
                 "--disable",
                 "--ring-reset",
                 "--poll",
+                "adaptive",
+                "--cpus",
                 "--link",
                 "--control",
                 "--trace-protocol",

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use nic_backend::card::Card;
 use nic_backend::clock::Clock;
+use nic_backend::cpus::CpuList;
+use nic_backend::patience::PollMode;
 use nic_backend::server::{NicConfig, NicServer, ServerStatus};
 use nic_backend::wire::{PortFacts, WireSpec};
 use nic_device::features::Features;
@@ -52,7 +54,8 @@ impl TestNic {
             features: Features::supported(1),
             wire: wire.parse().expect("a wire"),
             workers: workers(),
-            poll: false,
+            poll: PollMode::Never,
+            cpus: CpuList::default(),
             trace: false,
             clock: Clock::start(),
         };

@@ -16,8 +16,17 @@ const PROGRAM: &str = "vhost-user-nic";
 
 /// Starts the program in `directory`, which takes its output.
 fn spawn(directory: &Path, args: impl IntoIterator<Item: AsRef<OsStr>>) -> Child {
+    spawn_by(&mut Command::new(program(PROGRAM)), directory, args)
+}
+
+/// Starts `command` with `args` besides its own in `directory`, which takes its output.
+fn spawn_by(
+    command: &mut Command,
+    directory: &Path,
+    args: impl IntoIterator<Item: AsRef<OsStr>>,
+) -> Child {
     let file = |name: &str| Stdio::from(File::create(directory.join(name)).expect("a file"));
-    Command::new(program(PROGRAM))
+    command
         .args(args)
         .current_dir(directory)
         .env_remove("RUST_LOG")
@@ -43,9 +52,22 @@ pub struct Finished {
 
 /// Runs the program to its end. One that does not end is killed, and fails the test.
 pub fn run(args: &[&str]) -> Finished {
+    run_by(&mut Command::new(program(PROGRAM)), args)
+}
+
+/// The same on the CPUs of the list `cpus` alone.
+pub fn run_on(cpus: &str, args: &[&str]) -> Finished {
+    let mut taskset = Command::new("taskset");
+    run_by(
+        taskset.args(["--cpu-list", cpus]).arg(program(PROGRAM)),
+        args,
+    )
+}
+
+fn run_by(command: &mut Command, args: &[&str]) -> Finished {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut nic = Serving {
-        child: spawn(directory.path(), args),
+        child: spawn_by(command, directory.path(), args),
         directory: Some(directory),
     };
     wait_until(&format!("the end of {args:?}"), || nic.ended().is_some());
@@ -132,6 +154,11 @@ impl Serving {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32);
         kill(pid, signal).expect("it lives");
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it, so that it cannot clean up.

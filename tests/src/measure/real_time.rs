@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nic_backend::clock::Clock;
+use nic_backend::cpus::CpuList;
+use nic_backend::patience::PollMode;
 use nic_backend::server::{NicConfig, NicServer};
 use nic_device::features::Features;
 use nic_guest::memory::GuestMemory;
@@ -51,7 +53,12 @@ pub fn in_real_time(
         features: Features::supported(1),
         wire: experiment.wire(),
         workers: 1,
-        poll: experiment.poll,
+        poll: if experiment.poll {
+            PollMode::Always
+        } else {
+            PollMode::Never
+        },
+        cpus: CpuList::default(),
         trace: false,
         clock,
     })?;
