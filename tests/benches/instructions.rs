@@ -1,161 +1,76 @@
 //! Instructions a packet costs, counted by callgrind: the same on every machine, however busy.
 //!
 //! `receive`: from a burst that came from the wire to the stored used index. `transmit`: from the kick to the burst
-//! that goes on the wire. 32 packets of 64 octets each (IPv4, UDP), one queue pair, rings of 256, INDIRECT_DESC,
-//! EVENT_IDX, MRG_RXBUF, CSUM and GUEST_CSUM; the receive checksum is verified. The figures that callgrind
-//! prints are for the whole burst. `receive` is measured twice: `udp_64_rss` with all that the card offers, so that each packet is
-//! hashed by all types and has its hash in the header, and `plain` with neither RSS nor HASH_REPORT, which then cost nothing.
+//! that goes on the wire. 32 packets, the shortest of UDP over IPv4 and IPv6 (64 and 66 octets); one queue pair, INDIRECT_DESC,
+//! EVENT_IDX, MRG_RXBUF, CSUM and GUEST_CSUM; the receive checksum is verified. All that the card offers is on, so that each
+//! packet is hashed by all types and has its hash in the header; `rx_split_plain` is with neither RSS nor HASH_REPORT, which then
+//! cost nothing.
 //!
 //! `wire_to_socket`: everything, card and guest, in virtual time: from the generator on the wire by way of the card, its
 //! moderation (64 us, 256 frames), interrupt, NAPI, IP and UDP to the buffer of a process that calls `recvfrom`. 64-octet
 //! frames at the rate of a 1 Gb/s line.
 //!
-//! Run with `cargo bench -p nic-testbed --bench instructions`; it takes valgrind and gungraun-runner.
+//! The names of the benches are those of `instructions.json`; `nic_testbed::baseline` says how many packets each is of, and
+//! `scripts/instructions` runs and compares them. It takes valgrind and gungraun-runner.
 
 // What the macros of gungraun make has no documentation, and full names.
 #![allow(missing_docs, unused_qualifications)]
 
-use std::cell::RefCell;
+mod bed;
+
 use std::hint::black_box;
 use std::num::NonZeroU64;
-use std::rc::Rc;
 use std::time::Duration;
 
-use gungraun::{
-    Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
-};
-use nic_backend::card::Card;
-use nic_backend::wire::{PortFacts, WireSpec};
+use gungraun::{library_benchmark, library_benchmark_group, main};
 use nic_device::features::Features;
-use nic_device::nic::Nic;
-use nic_guest::memory::GuestMemory;
 use nic_guest::net::CpuCost;
-use nic_guest::virtio_net::header::VirtioNetHdr;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
-use nic_model::frame::Frame;
-use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
-use nic_testbed::in_process::InProcess;
+use nic_testbed::baseline::THROUGH;
 use nic_testbed::measure::closed_form::Arrivals;
 use nic_testbed::measure::{Experiment, Testbed};
 
-/// Packets in a burst.
-const BURST: usize = 32;
-/// Instructions that a packet may cost in either direction.
-const LIMIT: u64 = 600;
+use bed::{Bed, Ip, Shape, flows_in_turn};
 
-/// Packets on their way from the wire to the socket.
-const THROUGH: u64 = 9_600;
-/// Instructions that a packet may cost on all of that way.
-const THROUGH_LIMIT: u64 = 1_500;
+/// Flows that received packets belong to.
+const FLOWS: u32 = 16;
 
-/// A guest and a card with a burst for one direction at hand.
-struct Bench {
-    /// Keeps the guest's memory and rings in place.
-    guest: VirtnetInfo<InProcess>,
-    card: Rc<RefCell<Card>>,
-    now: Nanos,
-    rx: Vec<Frame>,
-    tx: Vec<Frame>,
+fn before_receive(ip: Ip, shape: &Shape) -> Bed {
+    let mut bed = Bed::new(shape);
+    bed.arrive(ip, 1, flows_in_turn(FLOWS));
+    bed
 }
 
-impl Bench {
-    /// One burst goes each way before, so that nothing is done for the first time.
-    fn new(offered: Features) -> (Self, Vec<Frame>) {
-        let config = PortConfig::default();
-        let facts = PortFacts {
-            mac: config.mac,
-            mtu: config.mtu,
-            speed: config.speed,
-        };
-        // The generator's frames are those of a real sender; making them is not measured.
-        let spec: WireSpec = "generator:size=64,flows=16".parse().expect("a wire");
-        let mut source = spec.open(&facts).expect("a generator");
-        source.link_changed(Nanos::ZERO, true);
-        let none = WireSpec::None.open(&facts).expect("no wire");
-        let card = Card::new(Nic::new(&config, offered), none, Nanos::ZERO);
-        let memory = GuestMemory::new(16 << 20).expect("guest memory");
-        let transport = InProcess::new(card, memory).expect("a card");
-        let card = transport.card();
-        let guest = VirtnetInfo::probe(transport, &ProbeOptions::default()).expect("a device");
-        let mut bench = Bench {
-            guest,
-            card,
-            now: Nanos(1_000_000_000),
-            rx: Vec::with_capacity(BURST),
-            tx: Vec::with_capacity(BURST),
-        };
-        let mut burst = || {
-            let pool = &mut bench.card.borrow_mut().nic.port.pool;
-            let mut frames = Vec::with_capacity(BURST);
-            source.receive(bench.now, BURST, pool, &mut frames);
-            assert_eq!(frames.len(), BURST);
-            frames
-        };
-        let (first, second) = (burst(), burst());
-        bench.send(first[0].bytes());
-        bench.rx = first;
-        bench.poll();
-        let sent: Vec<_> = bench.tx.drain(..).collect();
-        bench.card.borrow_mut().nic.port.pool.give_all(sent);
-        bench.now = Nanos(2_000_000_000);
-        // What the line had yet to carry arrives.
-        bench.poll();
-        (bench, second)
-    }
-
-    /// The guest queues a burst and kicks.
-    fn send(&mut self, frame: &[u8]) {
-        for _ in 0..BURST {
-            let header = VirtioNetHdr::default();
-            self.guest.start_xmit(0, frame, &header).expect("room");
-        }
-        self.guest.flush(0);
-    }
-
-    /// What is measured.
-    fn poll(&mut self) {
-        let nic = &mut self.card.borrow_mut().nic;
-        nic.poll(self.now, &mut self.rx, &mut self.tx);
-    }
+fn before_transmit(ip: Ip, shape: &Shape) -> Bed {
+    let mut bed = Bed::new(shape);
+    bed.send(ip);
+    bed
 }
 
-/// All that a card with one queue pair can do.
-fn everything() -> Features {
-    Features::supported(1)
+/// One queue pair with everything. Another layout of rings is another such function, and a line a bench below.
+fn split() -> Shape {
+    Shape::default()
 }
 
-fn before_receive(offered: Features) -> Bench {
-    let (mut bench, burst) = Bench::new(offered);
-    bench.rx = burst;
-    // The line has had the time to carry them.
-    for frame in &mut bench.rx {
-        frame.arrival = Nanos::ZERO;
-    }
-    bench.now = Nanos(3_000_000_000);
-    bench
+fn plain() -> Shape {
+    split().without(Features::RSS | Features::HASH_REPORT)
 }
 
-fn before_transmit() -> Bench {
-    let (mut bench, burst) = Bench::new(everything());
-    bench.send(burst[0].bytes());
-    bench.card.borrow_mut().nic.port.pool.give_all(burst);
-    bench
+#[library_benchmark]
+#[bench::rx_split(before_receive(Ip::V4, &split()))]
+#[bench::rx_split_ipv6(before_receive(Ip::V6, &split()))]
+#[bench::rx_split_plain(before_receive(Ip::V4, &plain()))]
+fn receive(mut bed: Bed) -> Bed {
+    bed.poll();
+    black_box(bed)
 }
 
-#[library_benchmark(config = limited_to(LIMIT * BURST as u64))]
-#[bench::udp_64_rss(before_receive(everything()))]
-#[bench::plain(before_receive(everything() - (Features::RSS | Features::HASH_REPORT)))]
-fn receive(mut bench: Bench) -> Bench {
-    bench.poll();
-    black_box(bench)
-}
-
-#[library_benchmark(config = limited_to(LIMIT * BURST as u64))]
-#[bench::udp_64(before_transmit())]
-fn transmit(mut bench: Bench) -> Bench {
-    bench.poll();
-    black_box(bench)
+#[library_benchmark]
+#[bench::tx_split(before_transmit(Ip::V4, &split()))]
+#[bench::tx_split_ipv6(before_transmit(Ip::V6, &split()))]
+fn transmit(mut bed: Bed) -> Bed {
+    bed.poll();
+    black_box(bed)
 }
 
 /// A load that has been running for a while.
@@ -179,19 +94,13 @@ fn before_wire_to_socket() -> (Testbed, Nanos) {
     (testbed, end)
 }
 
-#[library_benchmark(config = limited_to(THROUGH_LIMIT * THROUGH))]
-#[bench::udp_64(before_wire_to_socket())]
-fn wire_to_socket((mut testbed, end): (Testbed, Nanos)) -> Testbed {
+#[library_benchmark]
+#[bench::wire_to_socket(before_wire_to_socket())]
+fn through((mut testbed, end): (Testbed, Nanos)) -> Testbed {
     testbed.run_until(end).expect("a sound guest");
     black_box(testbed)
 }
 
-fn limited_to(instructions: u64) -> LibraryBenchmarkConfig {
-    let mut config = LibraryBenchmarkConfig::default();
-    config.tool(Callgrind::default().hard_limits([(EventKind::Ir, instructions)]));
-    config
-}
-
-library_benchmark_group!(name = data_path; benchmarks = receive, transmit, wire_to_socket);
+library_benchmark_group!(name = data_path; benchmarks = receive, transmit, through);
 
 main!(library_benchmark_groups = data_path);

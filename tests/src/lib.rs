@@ -6,6 +6,7 @@
 //! (`main.rs`) is for users: [`measure`] has the guest count interrupts, [`talk`] has it talk to any
 //! vhost-user-net backend.
 
+pub mod baseline;
 pub mod in_process;
 pub mod measure;
 pub mod talk;
