@@ -245,6 +245,6 @@ fn a_worker_spins_while_that_pays_and_says_so() {
     };
     wait_until("a spin that paid", || {
         guest.poll(0, 64, |_| {}).expect("a sound ring");
-        count("worker_spins_paid") > 100
+        count("worker_spins_paid") > 0
     });
 }
