@@ -138,7 +138,7 @@ fn a_card_of_eight_pairs_takes_no_more_than_32_mib() {
                     .poll(pair, 64, |_| received += 1)
                     .expect("a sound ring");
             }
-            received >= 100_000
+            received >= 20_000
         });
         let octets = anonymous(nic.id());
         println!("{workers} workers: {started} at first, {octets} with traffic");
