@@ -177,12 +177,14 @@ fn threads_run_where_they_are_told_to() {
     let own = own_cpus();
     let (first, last) = (own[0].to_string(), own[own.len() - 1].to_string());
     let on = |nic: &Serving, name: &str| {
-        let threads = threads(nic.id());
-        let mut found = threads.iter().filter(|(thread, _)| thread == name);
-        let (_, cpus) = found
-            .next()
-            .unwrap_or_else(|| panic!("{name}: {threads:?}"));
-        cpus.clone()
+        let mut cpus = None;
+        // A thread takes its name once it runs.
+        wait_until(name, || {
+            let mut threads = threads(nic.id()).into_iter();
+            cpus = threads.find(|(thread, _)| thread == name);
+            cpus.is_some()
+        });
+        cpus.expect("it was found").1
     };
     let nic = Serving::start(&["--cpus", &last]);
     assert_eq!(on(&nic, "nic-worker"), last);
