@@ -46,7 +46,7 @@ impl Mac {
 
     /// Whether `octets`, check sequence included, are too many for `frame`.
     #[inline]
-    fn oversize(&self, frame: &[u8], octets: usize) -> bool {
+    pub(crate) fn oversize(&self, frame: &[u8], octets: usize) -> bool {
         octets > self.max_untagged && octets > self.max_untagged + tags(frame) * VLAN_TAG
     }
 
