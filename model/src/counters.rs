@@ -1,7 +1,8 @@
 //! What happened to every frame.
 //!
-//! Each frame ends in exactly one counter: `frames in = delivered + dropped (by reason) + still in the FIFO`,
-//! and `frames fetched = sent + dropped (by reason) + still on their way to the port`. [`PortCounters::receive_balance`] and
+//! Each frame ends in exactly one counter: `frames in = delivered + dropped (by reason) + merged + still in the FIFO`,
+//! and `frames fetched + segments made = sent + dropped (by reason) + still on their way to the port`. Frames are merged where
+//! several go on as one super-frame, and segments made where one goes on as several. [`PortCounters::receive_balance`] and
 //! [`PortCounters::transmit_balance`] say so, and tests hold every path to it.
 
 use std::fmt;
@@ -38,6 +39,8 @@ drops! {
     RxOversize = "rx_oversize",
     /// Longer than the port's maximum, check sequence wrong (etherStatsJabbers).
     RxJabber = "rx_jabbers",
+    /// The wire's software gave several frames in one that cannot be cut into them.
+    RxMalformed = "rx_malformed",
     /// Not for this station: the address filter did not admit it.
     RxFiltered = "rx_filtered",
     /// Of a VLAN that is not in the VLAN filter's table.
@@ -157,10 +160,14 @@ pub struct PortCounters {
     pub rx_checksum_good: u64,
     /// Frames whose TCP or UDP checksum is wrong; they are delivered, and the driver is not told that they are good.
     pub rx_checksum_bad: u64,
+    /// Frames that go to the host with the one before them, in one super-frame.
+    pub rx_merged: u64,
     /// Frames delivered to the host.
     pub rx_delivered: u64,
     /// Frames read from the host.
     pub tx_fetched: u64,
+    /// Segments that super-frames stood for on the line, beyond one each.
+    pub tx_segments_made: u64,
     /// Frames sent on the line.
     pub tx_frames: u64,
     /// Octets of those.
@@ -247,13 +254,14 @@ impl PortCounters {
         self.rx_frames as i64
             - self.rx_delivered as i64
             - self.drops.received() as i64
+            - self.rx_merged as i64
             - in_fifo as i64
     }
 
     /// Frames fetched less frames accounted for; `in_queue` are those between the queues and the port. Always zero.
     #[must_use]
     pub fn transmit_balance(&self, in_queue: usize) -> i64 {
-        self.tx_fetched as i64
+        self.tx_fetched as i64 + self.tx_segments_made as i64
             - self.tx_frames as i64
             - self.drops.transmitted() as i64
             - in_queue as i64

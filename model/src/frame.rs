@@ -253,16 +253,18 @@ impl Pool {
     /// An empty frame with a buffer of [`BIG_BUFFER`] octets, or none if too many of them are in use.
     #[cold]
     pub fn take_big(&mut self) -> Option<Frame> {
-        if self.big_lent >= BIG_LENT {
-            return None;
-        }
+        (self.big_lent < BIG_LENT).then(|| self.lend_big())
+    }
+
+    #[cold]
+    fn lend_big(&mut self) -> Frame {
         self.lent += 1;
         self.big_lent += 1;
         let Some(mut frame) = self.free_big.pop() else {
-            return Some(Self::make(BIG_BUFFER));
+            return Self::make(BIG_BUFFER);
         };
         frame.clear();
-        Some(frame)
+        frame
     }
 
     #[cold]
@@ -299,7 +301,7 @@ impl Pool {
 
     #[cold]
     fn give_big(&mut self, frame: Frame) {
-        self.big_lent -= 1;
+        self.big_lent = self.big_lent.saturating_sub(1);
         if self.free_big.len() < BIG_KEPT {
             self.free_big.push(frame);
         }
@@ -321,12 +323,11 @@ impl Pool {
     /// An empty frame with a buffer as large as that of `frame`, for the pool that has given that one away.
     #[inline]
     pub fn take_for(&mut self, frame: &Frame) -> Frame {
-        if self.is_big(frame)
-            && let Some(big) = self.take_big()
-        {
-            return big;
+        if self.is_big(frame) {
+            self.lend_big()
+        } else {
+            self.take()
         }
-        self.take()
     }
 
     /// Takes the buffers of all `frames` back.

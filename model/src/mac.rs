@@ -8,6 +8,7 @@
 use crate::checksum;
 use crate::counters::Drop;
 use crate::frame::{Checksum, Contents, ETHERNET_HEADER, FCS, Fcs, VLAN_TAG};
+use crate::segment::{self, Unfit};
 
 /// The shortest frame, in octets with its check sequence.
 pub const MIN_FRAME: usize = 64;
@@ -88,6 +89,20 @@ impl Mac {
                 Ok(())
             }
         }
+    }
+
+    /// As [`Mac::prepare`], for a super-frame.
+    ///
+    /// # Errors
+    /// The reason for which it cannot be sent.
+    #[cold]
+    pub fn prepare_super(&self, frame: &mut Contents) -> Result<bool, Drop> {
+        segment::admit(frame, self).map_err(Unfit::sent)?;
+        if frame.is_super() {
+            // Each segment gets a checksum of its own.
+            return Ok(true);
+        }
+        self.prepare(frame)
     }
 
     /// Makes a driver's packet a frame that may go on the line. Returns whether a checksum was inserted.

@@ -111,6 +111,8 @@ pub struct Port {
     first_tx: usize,
     /// Whether the line was too busy for what the host may have to send.
     tx_paused: bool,
+    /// Whether the wire gives and takes super-frames.
+    wire_has_super_frames: bool,
 }
 
 /// What a port has done and where it stands, at one instant.
@@ -182,6 +184,7 @@ impl Port {
             lines: vec![LineCounters::default(); config.queue_pairs.max(1).into()],
             first_tx: 0,
             tx_paused: false,
+            wire_has_super_frames: false,
         }
     }
 
@@ -203,8 +206,9 @@ impl Port {
         // to be dropped if it has to be.
         // A queue that has no room for one will drop it, and does not hold up the others.
         let buffer = self.pool.buffer_size();
+        let longest = self.longest();
         let free = self.fifos.iter().map(Occupancy::free);
-        let free = free.filter(|&free| free >= buffer).min().unwrap_or(0);
+        let free = free.filter(|&free| free >= longest).min().unwrap_or(0);
         (free / buffer).clamp(1, BURST)
     }
 
@@ -219,8 +223,14 @@ impl Port {
     ) -> Nanos {
         let more = !frames.is_empty();
         self.counters.rx_frames += frames.len() as u64;
+        let has_super_frames = self.pool.lends_big();
         for mut frame in frames.drain(..) {
-            match self.ingress(&mut frame) {
+            let outcome = if has_super_frames && frame.is_super() {
+                self.ingress_super(&mut frame)
+            } else {
+                self.ingress(&mut frame)
+            };
+            match outcome {
                 Ok(queue) => push(queue, frame),
                 Err(reason) => {
                     self.counters.drops.count(reason);
@@ -355,6 +365,10 @@ impl Port {
         if !self.phy.link() {
             self.counters.drops.count_many(Drop::TxLinkDown, count);
             self.pool.give_all(frames.drain(..));
+            return;
+        }
+        if self.pool.lends_big() {
+            self.send_super_frames(now, frames, out);
             return;
         }
         let line = &mut self.phy.tx;
@@ -565,5 +579,6 @@ impl Progress for Fifos<'_> {
     }
 }
 
+mod super_frames;
 #[cfg(test)]
 mod tests;

@@ -10,9 +10,12 @@
 //! the port's frames, and those of more segments than anyone needs.
 
 use crate::checksum;
-use crate::frame::{Checksum, FCS, Frame, Gso, Segmentation};
+use crate::counters::Drop;
+use crate::frame::{Checksum, Contents, FCS, Gso, Segmentation};
 use crate::mac::{MIN_FRAME, Mac};
 use crate::parse::{self, Network, Summary, Transport};
+use crate::phy::{self, LINE_OVERHEAD, Line};
+use crate::time::Nanos;
 
 /// Segments of a super-frame at most: 64 KiB in the shortest segments of TCP that Linux sends (48 octets).
 pub const MAX_SEGMENTS: usize = 1400;
@@ -37,6 +40,26 @@ pub enum Unfit {
     Oversize,
 }
 
+impl Unfit {
+    /// Why it is dropped if a driver sends it.
+    #[must_use]
+    pub fn sent(self) -> Drop {
+        match self {
+            Unfit::Malformed => Drop::TxMalformed,
+            Unfit::Oversize => Drop::TxOversize,
+        }
+    }
+
+    /// Why it is dropped if it comes from the wire.
+    #[must_use]
+    pub fn received(self) -> Drop {
+        match self {
+            Unfit::Malformed => Drop::RxMalformed,
+            Unfit::Oversize => Drop::RxOversize,
+        }
+    }
+}
+
 /// How a super-frame is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -56,7 +79,7 @@ impl Cut {
     ///
     /// # Errors
     /// [`Unfit::Malformed`]
-    pub fn of(frame: &Frame) -> Result<Self, Unfit> {
+    pub fn of(frame: &Contents) -> Result<Self, Unfit> {
         let bytes = frame.bytes();
         let summary = parse::summarise(bytes);
         let (network, transport) = (summary.network, summary.transport);
@@ -121,7 +144,7 @@ impl Cut {
     }
 
     /// Makes `out` segment `index` of `frame`, without padding. Returns false if its buffer is too small.
-    pub fn write(&self, frame: &Frame, index: usize, out: &mut Frame) -> bool {
+    pub fn write(&self, frame: &Contents, index: usize, out: &mut Contents) -> bool {
         let len = self.segment_len(index);
         let Some(room) = out.buffer_mut().get_mut(..len) else {
             return false;
@@ -185,7 +208,7 @@ impl Cut {
 /// # Errors
 /// It cannot be cut into frames of the port whose MAC is `mac`.
 #[cold]
-pub fn admit(frame: &mut Frame, mac: &Mac) -> Result<(), Unfit> {
+pub fn admit(frame: &mut Contents, mac: &Mac) -> Result<(), Unfit> {
     let cut = Cut::of(frame)?;
     if mac.oversize(frame.bytes(), cut.segment_len(0) + FCS) {
         return Err(Unfit::Oversize);
@@ -203,19 +226,26 @@ pub fn admit(frame: &mut Frame, mac: &Mac) -> Result<(), Unfit> {
 /// Frames that `frame`, which was admitted, stands for.
 #[must_use]
 #[inline]
-pub fn frames(frame: &Frame) -> usize {
+pub fn frames(frame: &Contents) -> usize {
     if frame.is_super() { several(frame) } else { 1 }
 }
 
 #[cold]
-fn several(frame: &Frame) -> usize {
+fn several(frame: &Contents) -> usize {
     let payload = frame.len() - usize::from(frame.gso.headers);
     payload.div_ceil(frame.gso.size.max(1).into())
 }
 
+/// Has `line` carry `frame`, which was admitted, as the frames that it stands for, but not before `ready`; returns the
+/// instant of the last one's last bit.
+pub fn carry(line: &mut Line, frame: &Contents, ready: Nanos) -> Nanos {
+    let between = (frames(frame) - 1) * LINE_OVERHEAD;
+    line.carry(phy::octets_on_line(frame) + between, ready)
+}
+
 /// Whether `frame`, which was admitted, has TCP's CWR flag, which only the first of its segments may have.
 #[must_use]
-pub fn reduces_congestion_window(frame: &Frame) -> bool {
+pub fn reduces_congestion_window(frame: &Contents) -> bool {
     let Checksum::Partial { start, .. } = frame.checksum else {
         return false;
     };
@@ -225,7 +255,7 @@ pub fn reduces_congestion_window(frame: &Frame) -> bool {
 
 /// Whether `frame`, which was admitted, is of IPv6.
 #[must_use]
-pub fn is_ipv6(frame: &Frame) -> bool {
+pub fn is_ipv6(frame: &Contents) -> bool {
     match frame.gso.kind {
         Segmentation::Tcpv4 | Segmentation::None => false,
         Segmentation::Tcpv6 => true,
@@ -234,7 +264,7 @@ pub fn is_ipv6(frame: &Frame) -> bool {
 }
 
 /// Makes the checksum of a frame of TCP or UDP, whatever its field holds, one that has yet to be computed.
-pub fn leave_checksum(frame: &mut Frame) {
+pub fn leave_checksum(frame: &mut Contents) {
     let summary = parse::summarise(frame.bytes());
     let (protocol, tcp) = match summary.transport {
         Transport::Tcp => (6, true),
@@ -286,4 +316,4 @@ fn put(header: &mut [u8], at: usize, value: u16) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

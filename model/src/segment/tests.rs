@@ -1,5 +1,5 @@
 use super::*;
-use crate::frame::Pool;
+use crate::frame::{Frame, Pool};
 use etherparse::{IpHeaders, IpNumber};
 use etherparse::{
     Ipv4Header, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice, VlanId,
@@ -9,17 +9,17 @@ use proptest::prelude::*;
 
 /// What a test's super-frame is to be.
 #[derive(Clone, Debug)]
-struct Shape {
-    kind: Segmentation,
-    ipv6: bool,
+pub(crate) struct Shape {
+    pub(crate) kind: Segmentation,
+    pub(crate) ipv6: bool,
     vlan: Option<u16>,
     identification: u16,
     sequence: u32,
     /// Words of TCP's options.
     options: usize,
-    flags: u8,
+    pub(crate) flags: u8,
     size: u16,
-    payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
@@ -51,7 +51,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 /// The super-frame, as a driver gives it.
-fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
+pub(crate) fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
     let ether = PacketBuilder::ethernet2([2; 6], [4; 6]);
     let ip = if shape.ipv6 {
         IpHeaders::Ipv6(
@@ -96,7 +96,7 @@ fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
     frame
 }
 
-fn usual(kind: Segmentation, size: u16, payload: usize) -> Shape {
+pub(crate) fn usual(kind: Segmentation, size: u16, payload: usize) -> Shape {
     Shape {
         kind,
         ipv6: kind == Segmentation::Tcpv6,
@@ -123,7 +123,7 @@ proptest! {
             let mut out = pool.take();
             prop_assert!(cut.write(&frame, index, &mut out));
             let bytes = out.bytes().to_vec();
-            on_line += crate::phy::octets_on_line(&out);
+            on_line += phy::octets_on_line(&out);
             // etherparse's walk checks the lengths.
             let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
             prop_assert_eq!(packet.vlan_ids().first().map(|id| id.value()), shape.vlan);
@@ -178,7 +178,7 @@ proptest! {
         let mut frame = frame;
         admit(&mut frame, &Mac::new(1500)).unwrap();
         prop_assert_eq!(frames(&frame), last + 1);
-        prop_assert_eq!(crate::phy::octets_on_line(&frame), on_line);
+        prop_assert_eq!(phy::octets_on_line(&frame), on_line);
         prop_assert_eq!(frame.is_super(), last > 0);
     }
 
