@@ -8,11 +8,14 @@ use nic_model::frame::{Checksum, Frame};
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
-use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
+use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER, takes};
 use crate::memory::Access;
 use crate::ring::{Chain, Fault, Ring};
 use crate::virtio_net::{Dma, Virtqueue};
 use crate::vring::Vring;
+
+mod cut;
+pub(crate) use cut::Cutter;
 
 /// What became of a frame.
 enum Outcome {
@@ -38,11 +41,12 @@ pub(crate) fn deliver(
         Vring::Split(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
     };
     let counters = &mut queue.counters;
-    counters.packets += tally.delivered as u64;
+    counters.packets += (tally.delivered + tally.segments) as u64;
+    counters.segments_made += tally.segments as u64;
     counters.bytes += tally.octets as u64;
     let taken = tally.delivered + tally.dropped;
     if tally.unverified {
-        counters.count_checksums(&frames[..taken]);
+        counters.count_checksums(&frames[..taken], features);
     }
     (taken, result)
 }
@@ -51,6 +55,8 @@ pub(crate) fn deliver(
 #[derive(Default)]
 struct Tally {
     delivered: usize,
+    /// Delivered segments of super-frames, beyond one a super-frame that was delivered.
+    segments: usize,
     /// In the frames delivered.
     octets: usize,
     dropped: usize,
@@ -98,6 +104,12 @@ fn burst<R: Ring, const HEADER: usize>(
     tally: &mut Tally,
 ) -> Result<(), Fault> {
     for frame in frames {
+        if !takes(frame, features) {
+            if cut::deliver(ring, dma, features, frame, drops, tally)? {
+                continue;
+            }
+            break;
+        }
         let needed = HEADER + frame.len();
         if let Some((chain, mut place)) = ring.fetch_place(&dma.memory, Access::Write, needed) {
             let header = NetHeader::received(frame, 1, features);

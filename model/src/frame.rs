@@ -192,8 +192,9 @@ impl Contents {
 /// Octets of a buffer for a super-frame: the longest IP packet behind an Ethernet header with tags. Each super-frame has one,
 /// however short it is.
 pub const BIG_BUFFER: usize = 64 * 1024 + 256;
-/// Big buffers that a pool lends at most, and that it keeps at most.
+/// Big buffers that a pool lends, to packets as long as there is room, to received frames no more than some; and that it keeps.
 const BIG_LENT: usize = 48;
+const BIG_RECEIVED: usize = 32;
 const BIG_KEPT: usize = 16;
 
 /// Buffers of one size, used again and again, the last one given back first (it is still in the cache). A few big
@@ -250,14 +251,22 @@ impl Pool {
         frame
     }
 
-    /// An empty frame with a buffer of [`BIG_BUFFER`] octets, or none if too many of them are in use.
-    #[cold]
-    pub fn take_big(&mut self) -> Option<Frame> {
-        (self.big_lent < BIG_LENT).then(|| self.lend_big())
+    /// Big buffers that packets may be given before some have to come back.
+    #[must_use]
+    #[inline]
+    pub fn big_room(&self) -> usize {
+        BIG_LENT.saturating_sub(self.big_lent)
     }
 
+    /// An empty frame with a buffer of [`BIG_BUFFER`] octets for a received super-frame, or none if too many are in use.
     #[cold]
-    fn lend_big(&mut self) -> Frame {
+    pub fn take_big_received(&mut self) -> Option<Frame> {
+        (self.big_lent < BIG_RECEIVED).then(|| self.take_big())
+    }
+
+    /// An empty frame with a buffer of [`BIG_BUFFER`] octets, whoever asks for it: see [`Pool::big_room`].
+    #[cold]
+    pub fn take_big(&mut self) -> Frame {
         self.lent += 1;
         self.big_lent += 1;
         let Some(mut frame) = self.free_big.pop() else {
@@ -324,7 +333,7 @@ impl Pool {
     #[inline]
     pub fn take_for(&mut self, frame: &Frame) -> Frame {
         if self.is_big(frame) {
-            self.lend_big()
+            self.take_big()
         } else {
             self.take()
         }
@@ -362,18 +371,21 @@ mod tests {
     #[test]
     fn big_buffers_are_lent_apart_and_not_without_end() {
         let mut pool = Pool::new(2048);
-        let mut big: Vec<_> = std::iter::from_fn(|| pool.take_big()).collect();
-        assert_eq!((big.len(), pool.lent()), (BIG_LENT, BIG_LENT));
+        let mut big: Vec<_> = std::iter::from_fn(|| pool.take_big_received()).collect();
+        assert_eq!((big.len(), pool.lent()), (BIG_RECEIVED, BIG_RECEIVED));
+        assert_eq!(pool.big_room(), BIG_LENT - BIG_RECEIVED);
         let (usual, mut back) = (pool.take(), big.pop().unwrap());
         assert_eq!(back.buffer_mut().len(), BIG_BUFFER);
         let address = back.buffer_mut().as_ptr();
         pool.give_all([usual, back]);
         assert_eq!(pool.take().buffer_mut().len(), 2048);
-        let mut again = pool.take_big().expect("one is free");
+        let mut again = pool.take_big_received().expect("one is free");
         assert_eq!(again.buffer_mut().as_ptr(), address);
-        assert!(pool.take_big().is_none());
+        assert!(pool.take_big_received().is_none());
         pool.give_all(big);
         assert_eq!(pool.free_big.len(), BIG_KEPT, "the others are gone");
+        pool.give(again);
+        assert!(!pool.lends_big());
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
         let tcp = step.tcp(1, 2, shape.sequence, 500).options_raw(&options);
         tcp.unwrap().write(&mut bytes, &shape.payload).unwrap();
     }
-    let mut frame = pool.take_big().unwrap();
+    let mut frame = pool.take_big();
     assert!(frame.fill(&bytes));
     if shape.kind != Segmentation::Udp {
         let transport = bytes.len() - shape.payload.len() - 20 - 4 * shape.options;
