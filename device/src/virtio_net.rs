@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use log::{info, warn};
-use nic_model::counters::Drops;
+use nic_model::counters::{Drops, GsoCounters};
 use nic_model::frame::{Checksum, Frame, Pool};
 use nic_model::host::{Direction, Host, QueueIndex};
 use serde::Serialize;
@@ -35,6 +35,8 @@ pub struct VirtqueueCounters {
     pub checksum_none: u64,
     /// Received packets whose TCP or UDP checksum is wrong.
     pub checksum_bad: u64,
+    /// Super-frames that the driver received whole.
+    pub gso: GsoCounters,
     /// Received packets that were cut from super-frames, beyond one each.
     pub segments_made: u64,
     /// Times that a kick woke the worker; while it is awake it needs none.
@@ -66,7 +68,12 @@ impl VirtqueueCounters {
                 Checksum::Valid => {}
                 // It was completed.
                 Checksum::Partial { .. } if !takes(frame, features) => {}
-                Checksum::Partial { .. } => self.checksum_partial += 1,
+                Checksum::Partial { .. } => {
+                    self.checksum_partial += 1;
+                    if frame.is_super() {
+                        self.gso.count(frame);
+                    }
+                }
                 Checksum::Unknown => self.checksum_none += 1,
                 Checksum::Bad => self.checksum_bad += 1,
             }

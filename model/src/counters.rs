@@ -9,6 +9,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::frame::Contents;
+use crate::segment;
+
 macro_rules! drops {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// Why a frame was dropped.
@@ -211,6 +214,40 @@ pub(crate) struct Sent {
     link_down: u64,
 }
 
+/// Counts of super-frames, and of the frames that they stand for. Octets are without check sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GsoCounters {
+    /// Super-frames.
+    pub packets: u64,
+    /// Octets of those.
+    pub bytes: u64,
+    /// Frames that they stand for.
+    pub segments: u64,
+    /// Octets of those.
+    pub segment_bytes: u64,
+    /// Packets that were to be cut, and are no longer than a segment.
+    pub packets_whole: u64,
+    /// Octets of those.
+    pub bytes_whole: u64,
+}
+
+impl GsoCounters {
+    /// Counts a super-frame that was admitted, or what turned out to be none.
+    pub fn count(&mut self, frame: &Contents) {
+        let octets = frame.len() as u64;
+        if !frame.is_super() {
+            self.packets_whole += 1;
+            self.bytes_whole += octets;
+            return;
+        }
+        let segments = segment::frames(frame) as u64;
+        self.packets += 1;
+        self.bytes += octets;
+        self.segments += segments;
+        self.segment_bytes += octets + (segments - 1) * u64::from(frame.gso.headers);
+    }
+}
+
 /// Counts of one queue pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QueueCounters {
@@ -224,6 +261,8 @@ pub struct QueueCounters {
     pub tx_passed: u64,
     /// Frames whose TCP or UDP checksum was computed and inserted.
     pub tx_checksum_inserted: u64,
+    /// Super-frames read from the host.
+    pub tx_gso: GsoCounters,
     /// Dropped frames by reason.
     #[serde(serialize_with = "serialize_drops")]
     pub drops: Drops,

@@ -138,7 +138,11 @@ impl Queues {
         let mut at = 0;
         while let Some(frame) = self.fetched.get_mut(at) {
             let prepared = if has_super_frames && frame.is_super() {
-                self.mac.prepare_super(frame)
+                let prepared = self.mac.prepare_super(frame);
+                if prepared.is_ok() {
+                    counters.tx_gso.count(frame);
+                }
+                prepared
             } else {
                 self.mac.prepare(frame)
             };

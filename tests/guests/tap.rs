@@ -69,7 +69,7 @@ fn iperf3_over_tap_tcp_and_udp() {
     let out = run(boot("guest-qemu", &[&nic], &[]), job);
     server.kill().expect("it runs");
     server.wait().expect("it ends");
-    let reports: Vec<serde_json::Value> = out
+    let reports: Vec<Value> = out
         .split("---")
         .map(|report| serde_json::from_str(report).expect("iperf3's JSON"))
         .collect();
@@ -126,7 +126,7 @@ fn super_frames_pass_both_ways_until_they_are_switched_off() {
                 - count(&last).unwrap_or(0)
         }
     };
-    step("ready");
+    let _ = step("ready");
     let up = step("up");
     assert!(
         up("/wire_counters/tap_sent_super") > 100,
@@ -145,12 +145,12 @@ fn super_frames_pass_both_ways_until_they_are_switched_off() {
     assert!(down("/queues/rx0/packets") < down("/port/rx_frames") / 2);
     assert_eq!(down("/queues/rx0/segments_made"), 0, "the guest takes them");
     assert!(down("/queues/rx0/checksum_partial") > 100);
-    step("off");
+    let _ = step("off");
     let cut = step("cut");
     assert!(cut("/wire_counters/tap_received_super") > 100);
     assert!(cut("/queues/rx0/segments_made") > OCTETS / 1500 / 2);
     assert!(cut("/queues/rx0/packets") > OCTETS / 1500);
-    step("single");
+    let _ = step("single");
     let single = step("done");
     assert_eq!(single("/wire_counters/tap_sent_super"), 0);
     assert_eq!(single("/port/tx_segments_made"), 0);

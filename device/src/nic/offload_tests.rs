@@ -108,6 +108,14 @@ fn what_a_driver_sends_leaves_as_segments() {
             assert_eq!(counters.tx_fetched, 1);
             let on_line: usize = expected.iter().map(|segment| segment.len() + FCS).sum();
             assert_eq!(counters.tx_octets, on_line as u64);
+            let gso = bench.nic.queues.counters()[0].tx_gso;
+            let segments = expected.len() as u64;
+            if segments > 1 {
+                let counted = (gso.packets, gso.bytes, gso.segments);
+                assert_eq!(counted, (1, (octets.len() - HEADER) as u64, segments));
+            } else {
+                assert_eq!((gso.packets, gso.packets_whole), (0, 1));
+            }
         }
     }
 }
@@ -218,6 +226,11 @@ fn what_a_driver_takes_reaches_it_whole() {
         );
         let counters = bench.counters(RX);
         assert_eq!((counters.packets, counters.checksum_partial), (1, 1));
+        let wire = bench.nic.counters();
+        let gso = counters.gso;
+        assert_eq!((gso.packets, gso.bytes), (1, octets.len() as u64));
+        assert_eq!(gso.segments, wire.rx_frames);
+        assert_eq!(gso.segment_bytes, wire.rx_octets - 4 * wire.rx_frames);
         assert_eq!(
             bench.nic.counters().rx_merged + 1,
             bench.nic.counters().rx_frames
