@@ -9,8 +9,8 @@
 //! A flow has one queue, a queue has one worker, and a lane keeps its order; so a flow keeps its order. The port asks the
 //! workers for what a control command needs and waits for them; they never wait for the port.
 
-use std::collections::vec_deque::Drain;
 use std::sync::Arc;
+use std::vec::Drain;
 
 use nic_device::control::{self, Context, ControlCounters, HalfCounters, Pairs};
 use nic_device::features::Features;
@@ -35,8 +35,8 @@ pub struct PortSide {
     port: Port,
     wire: Box<dyn Wire>,
     rx: Vec<Frame>,
-    /// Packets of one queue on their way to the line.
-    packets: Vec<Frame>,
+    /// Frames of one queue on their way between here and its lane.
+    passing: Vec<Frame>,
     tx: Vec<Frame>,
     lanes: Vec<PortLane>,
     /// The control queue's ring, and no other.
@@ -98,7 +98,7 @@ impl PortSide {
             port: Port::new(config),
             wire,
             rx: Vec::with_capacity(BURST),
-            packets: Vec::with_capacity(BURST),
+            passing: Vec::with_capacity(BURST),
             tx: Vec::with_capacity(BURST),
             lanes,
             device: VirtioNet::new(config.queue_pairs, features),
@@ -115,8 +115,9 @@ impl PortSide {
     /// Takes what the workers are done with out of the account of the FIFOs.
     fn collect(&mut self) {
         for (index, lane) in self.lanes.iter_mut().enumerate() {
-            let delivered = std::iter::from_fn(|| lane.delivered());
-            self.port.release(QueueIndex(index as u16), delivered);
+            self.passing.extend(std::iter::from_fn(|| lane.delivered()));
+            let queue = QueueIndex(index as u16);
+            self.port.release(queue, self.passing.drain(..));
         }
     }
 
@@ -127,19 +128,19 @@ impl PortSide {
             self.wire.receive(now, room, pool, &mut self.rx);
         }
         let came = !self.rx.is_empty();
-        let lanes = &mut self.lanes;
-        self.port.receive(now, &mut self.rx, |queue, frame| {
-            lanes[usize::from(queue.0)].push(frame);
-        });
+        self.port.receive(now, &mut self.rx);
+        for frame in self.rx.drain(..) {
+            self.lanes[usize::from(frame.queue.0)].push(frame);
+        }
         came
     }
 
     fn transmit(&mut self, now: Nanos) -> bool {
-        let (lanes, packets, tx) = (&mut self.lanes, &mut self.packets, &mut self.tx);
+        let (lanes, passing, tx) = (&mut self.lanes, &mut self.passing, &mut self.tx);
         let worked = self.port.transmit(now, |port, queue| {
             let lane = &mut lanes[usize::from(queue.0)];
-            let taken = lane.take(BURST, port, packets);
-            port.send(now, queue, packets, tx);
+            let taken = lane.take(BURST, port, passing);
+            port.send(now, queue, passing, tx);
             taken
         });
         if !self.tx.is_empty() {
@@ -280,7 +281,7 @@ impl Body for QueueSide {
         for lane in &mut self.lanes {
             let queue = lane.queue;
             while let Some(frame) = lane.received() {
-                self.queues.push(queue, frame);
+                self.queues.push_one(queue, frame);
                 worked = true;
             }
             let give_back = |frames: Drain<'_, Frame>| lane.give_back(frames);
@@ -363,7 +364,7 @@ impl Pairs for Workers {
             let mut lanes = side.lanes.iter_mut();
             if let Some(lane) = lanes.find(|lane| lane.queue == queue) {
                 while let Some(frame) = lane.received() {
-                    side.queues.push(queue, frame);
+                    side.queues.push_one(queue, frame);
                 }
                 side.queues.abandon(queue, |frames| lane.give_back(frames));
             }

@@ -21,10 +21,33 @@ struct Mapping {
     host: NonNull<u8>,
 }
 
-/// The table of mappings, ordered by guest address.
+impl Mapping {
+    const NOTHING: Mapping = Mapping {
+        guest: 0,
+        len: 0,
+        host: NonNull::dangling(),
+    };
+
+    /// Where guest address `addr` is, if it is in here, and how many octets follow (at least one).
+    #[inline(always)]
+    fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
+        let offset = addr.wrapping_sub(self.guest);
+        if offset >= self.len {
+            return None;
+        }
+        // SAFETY: `offset` is within the mapping, which is one allocation.
+        let host = unsafe { self.host.add(offset as usize) };
+        Some((host, self.len - offset))
+    }
+}
+
+/// The table of mappings.
 #[derive(Debug)]
 pub struct GuestMemory {
-    mappings: Vec<Mapping>,
+    /// The longest: most of what a driver posts is there.
+    longest: Mapping,
+    /// All others, ordered by guest address.
+    others: Vec<Mapping>,
     /// Keeps the mappings in place for as long as this table exists.
     _mapped: Arc<GuestMemoryMmap>,
 }
@@ -39,7 +62,7 @@ impl GuestMemory {
     /// The mappings of `mapped`.
     #[must_use]
     pub fn new(mapped: Arc<GuestMemoryMmap>) -> Self {
-        let mappings = mapped
+        let mut others: Vec<_> = mapped
             .iter()
             .filter_map(|region| {
                 let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
@@ -50,8 +73,11 @@ impl GuestMemory {
                 })
             })
             .collect();
+        let longest = (0..others.len()).max_by_key(|&index| others[index].len);
+        let longest = longest.map_or(Mapping::NOTHING, |index| others.remove(index));
         GuestMemory {
-            mappings,
+            longest,
+            others,
             _mapped: mapped,
         }
     }
@@ -60,6 +86,21 @@ impl GuestMemory {
     #[must_use]
     #[inline]
     pub fn find(&self, addr: u64, len: u64) -> Option<NonNull<u8>> {
+        let Mapping {
+            guest,
+            len: room,
+            host,
+        } = self.longest;
+        let offset = addr.wrapping_sub(guest);
+        if offset < room && len <= room - offset {
+            // SAFETY: `offset` is within the mapping, which is one allocation.
+            return Some(unsafe { host.add(offset as usize) });
+        }
+        self.find_in_others(addr, len)
+    }
+
+    #[cold] // so that the way of most packets is short
+    fn find_in_others(&self, addr: u64, len: u64) -> Option<NonNull<u8>> {
         let (host, room) = self.locate(addr)?;
         (len <= room).then_some(host)
     }
@@ -67,15 +108,8 @@ impl GuestMemory {
     /// Where guest address `addr` is, and how many octets follow in its mapping (at least one).
     #[inline]
     fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
-        for mapping in &self.mappings {
-            let offset = addr.wrapping_sub(mapping.guest);
-            if offset < mapping.len {
-                // SAFETY: `offset` is within the mapping, which is one allocation.
-                let host = unsafe { mapping.host.add(offset as usize) };
-                return Some((host, mapping.len - offset));
-            }
-        }
-        None
+        let mut mappings = [&self.longest].into_iter().chain(&self.others);
+        mappings.find_map(|mapping| mapping.locate(addr))
     }
 
     /// Copies `N` octets at `addr` out of guest memory, each read once.
@@ -113,7 +147,9 @@ unsafe fn read_once<const N: usize>(host: NonNull<u8>) -> [u8; N] {
 
 impl fmt::Display for GuestMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, mapping) in self.mappings.iter().enumerate() {
+        let mut mappings: Vec<_> = self.others.iter().chain([&self.longest]).collect();
+        mappings.sort_by_key(|mapping| mapping.guest);
+        for (index, mapping) in mappings.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{:#x}+{:#x}", mapping.guest, mapping.len)?;
         }
@@ -137,7 +173,7 @@ pub enum Access {
     Write,
 }
 
-/// A place in guest memory that is read or written from its beginning on, while the lender of the memory keeps it mapped.
+/// A place in guest memory that is read from its beginning on, or written, while the lender of the memory keeps it mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     segment: Segment,
@@ -185,31 +221,38 @@ impl<'a> Place<'a> {
         prefetch(self.segment.host);
     }
 
-    /// Copies `bytes` to where it has got to; returns how many octets there was room for.
+    /// Copies all of `header` to its beginning, and `body` behind. Returns false, with nothing done, if there is no room.
+    #[must_use]
     #[inline(always)] // so that short copies of known length are a few moves
-    pub fn write(&mut self, bytes: &[u8]) -> usize {
-        let len = bytes.len().min(self.segment.len);
-        // SAFETY: so many octets are left, and the memory they are in is borrowed, so it stays mapped. Guest memory and our
+    pub fn write<const HEADER: usize>(self, header: &[u8; HEADER], body: &[u8]) -> bool {
+        let place = self.segment.host.as_ptr();
+        if HEADER + body.len() > self.segment.len {
+            return false;
+        }
+        // SAFETY: so many octets are there, and the memory they are in is borrowed, so it stays mapped. Guest memory and our
         // buffers do not overlap. The guest may change it meanwhile; nothing is inferred from it.
         unsafe {
-            copy(bytes.as_ptr(), self.segment.host.as_ptr(), len);
-            self.segment.host = self.segment.host.add(len);
+            ptr::copy_nonoverlapping(header.as_ptr(), place, HEADER);
+            copy(body.as_ptr(), place.add(HEADER), body.len());
         }
-        self.segment.len -= len;
-        len
+        true
     }
 
-    /// Fills `bytes` from where it has got to; returns how many octets there were.
+    /// Fills all of `bytes` from where it has got to. Returns false, with nothing done, if there are not as many octets.
+    #[must_use]
     #[inline(always)] // as `write`
-    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
-        let len = bytes.len().min(self.segment.len);
+    pub fn read(&mut self, bytes: &mut [u8]) -> bool {
+        let len = bytes.len();
+        if len > self.segment.len {
+            return false;
+        }
         // SAFETY: as in `write`, the other way round.
         unsafe {
             copy(self.segment.host.as_ptr(), bytes.as_mut_ptr(), len);
             self.segment.host = self.segment.host.add(len);
         }
         self.segment.len -= len;
-        len
+        true
     }
 }
 
@@ -454,13 +497,16 @@ mod tests {
     #[test]
     fn a_place_is_written_up_to_its_end() {
         let (mapped, memory) = memory();
-        let mut place = Place::new(&memory, 0x8ffc, 4).unwrap();
-        assert_eq!(place.write(&[1, 2, 3]), 3);
-        assert_eq!(place.write(&[4, 5]), 1);
-        assert_eq!(place.write(&[6]), 0);
+        let place = Place::new(&memory, 0x8ffc, 4).unwrap();
+        assert!(!place.write(&[9], &[9; 4]));
+        assert!(place.write(&[1, 2, 3], &[4]));
         let mut back = [0; 4];
         mapped.read_slice(&mut back, GuestAddress(0x8ffc)).unwrap();
         assert_eq!(back, [1, 2, 3, 4]);
+        let mut place = Place::new(&memory, 0x8ffc, 4).unwrap();
+        let mut back = [0; 3];
+        assert!(place.read(&mut back) && !place.read(&mut back));
+        assert_eq!((back, place.len()), ([1, 2, 3], 1));
         assert!(Place::new(&memory, 0x8ffc, 5).is_none());
         assert!(Place::new(&memory, 0x1ff0, 0x20).is_none());
     }

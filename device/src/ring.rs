@@ -184,6 +184,30 @@ pub trait Ring {
         len: usize,
     ) -> Option<(Chain, Place<'m>)>;
 
+    /// As many [`Ring::fetch_place`] as `places` has room for, each of no less than the next of `lens`. Returns how many there
+    /// were.
+    #[inline(always)] // on the way of each packet
+    fn fetch_places<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        places: &mut [(Chain, Place<'m>)],
+        lens: impl Iterator<Item = usize>,
+    ) -> usize
+    where
+        Self: Sized,
+    {
+        let mut count = 0;
+        for (slot, len) in places.iter_mut().zip(lens) {
+            let Some(place) = self.fetch_place(memory, access, len) else {
+                break;
+            };
+            *slot = place;
+            count += 1;
+        }
+        count
+    }
+
     /// Where the next chain is taken from.
     fn position(&self) -> u16;
 

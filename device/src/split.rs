@@ -218,6 +218,27 @@ impl SplitRing {
         zerocopy::transmute!(words)
     }
 
+    /// Address, length and flags of descriptor `index` of the ring's own table, each read once.
+    #[inline(always)] // on the way of each packet, and small
+    fn fields(&self, index: u16) -> (u64, u32, u16) {
+        debug_assert!(index < self.rings.size);
+        // SAFETY: `new` made sure that the table is mapped and aligned; `index` is within it.
+        unsafe {
+            let descriptor = self
+                .descriptors
+                .cast::<Descriptor>()
+                .add(usize::from(index));
+            let addr = descriptor.cast::<u64>();
+            let len = descriptor.cast::<u32>().add(2);
+            let flags = descriptor.cast::<u16>().add(6);
+            (
+                u64::from_le(addr.read_volatile()),
+                u32::from_le(len.read_volatile()),
+                u16::from_le(flags.read_volatile()),
+            )
+        }
+    }
+
     /// Takes the chain that starts at `head`; most have one descriptor.
     #[inline(always)] // on the way of each packet, and small
     fn take(&self, head: u16, readable: &mut Scatter, writable: &mut Scatter) -> Result<(), Fault> {
@@ -375,16 +396,15 @@ impl Ring for SplitRing {
         if head >= self.rings.size {
             return None;
         }
-        let descriptor = self.descriptor(head);
-        let room = descriptor.len.get();
-        let flags = match access {
+        let (addr, room, flags) = self.fields(head);
+        let wanted = match access {
             Access::Read => 0,
             Access::Write => WRITE,
         };
-        if descriptor.flags.get() != flags || (room as usize) < len {
+        if flags != wanted || (room as usize) < len {
             return None;
         }
-        let place = Place::new(memory, descriptor.addr.get(), room)?;
+        let place = Place::new(memory, addr, room)?;
         self.next_available += 1;
         self.short = false;
         Some((Chain::new(head), place))

@@ -30,31 +30,43 @@ pub fn sum(bytes: &[u8], initial: u64) -> u16 {
 /// Adds `bytes` to `total` as little-endian words, which RFC 1071 (2 B) allows, 64 bits at a time with the carry coming
 /// round, four times a turn.
 #[inline(always)] // on the way of each packet
-fn words(bytes: &[u8], mut total: u64) -> u64 {
-    let mut add = |word: u64| {
-        let (sum, carry) = total.overflowing_add(word);
-        total = sum + u64::from(carry);
+fn words(bytes: &[u8], total: u64) -> u64 {
+    let Some((first, rest)) = bytes.split_first_chunk::<32>() else {
+        return few_words(bytes, total);
     };
-    let (blocks, rest) = bytes.as_chunks::<32>();
-    for block in blocks {
+    let block = |total, block: &[u8; 32]| {
         let (words, _) = block.as_chunks::<8>();
-        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
-    }
+        words.iter().copied().fold(total, add)
+    };
+    // The first block for itself: most packets have no other.
+    let (blocks, rest) = rest.as_chunks::<32>();
+    let total = blocks.iter().fold(block(total, first), block);
     let (whole, rest) = rest.as_chunks::<8>();
-    for word in whole {
-        add(u64::from_le_bytes(*word));
-    }
-    if !rest.is_empty() {
-        match bytes.last_chunk() {
-            // What has been added already is shifted out.
-            Some(last) => add(u64::from_le_bytes(*last) >> (64 - 8 * rest.len())),
-            None => {
-                let octets = rest.iter().rev();
-                add(octets.fold(0, |word, &octet| word << 8 | u64::from(octet)));
-            }
+    let total = whole.iter().copied().fold(total, add);
+    match bytes.last_chunk() {
+        // What has been added already is shifted out.
+        Some(last) if !rest.is_empty() => {
+            let last = u64::from_le_bytes(*last) >> (64 - 8 * rest.len());
+            add(total, last.to_le_bytes())
         }
+        _ => total,
     }
-    total
+}
+
+/// [`words`] for less than a block.
+#[cold]
+fn few_words(bytes: &[u8], total: u64) -> u64 {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    add(whole.iter().copied().fold(total, add), last)
+}
+
+/// Adds a word, and the carry.
+#[inline(always)]
+fn add(total: u64, word: [u8; 8]) -> u64 {
+    let (sum, carry) = total.overflowing_add(u64::from_le_bytes(word));
+    sum + u64::from(carry)
 }
 
 #[cold]
@@ -65,11 +77,10 @@ fn words_of_both(one: &[u8], other: &[u8], initial: u64) -> u64 {
 /// Folds a sum of words into 16 bits.
 #[inline]
 fn fold(total: u64) -> u16 {
-    let total = (total >> 32) + (total & 0xffff_ffff);
-    let total = (total >> 16) + (total & 0xffff);
-    let total = (total >> 16) + (total & 0xffff);
-    let total = (total >> 16) + (total & 0xffff);
-    total as u16
+    let (sum, carry) = (total as u32).overflowing_add((total >> 32) as u32);
+    let sum = sum + u32::from(carry);
+    // Each half plus the other one: the upper one gets the lower one's carry.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// Folds a sum of little-endian words into 16 bits, and adds `initial`, which is a number below 2^31.
@@ -83,7 +94,7 @@ fn finish(total: u64, initial: u64) -> u16 {
 
 /// Verifies the transport checksum of a frame whose headers are `summary`.
 #[must_use]
-#[inline]
+#[inline(always)] // on the way of each packet
 pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     let protocol = match summary.transport {
         Transport::Tcp => 6_u8,

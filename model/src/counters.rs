@@ -153,12 +153,12 @@ pub struct PortCounters {
     pub rx_frames: u64,
     /// Octets of those.
     pub rx_octets: u64,
-    /// Frames that the filter admitted, sent to one station.
-    pub rx_unicast: u64,
     /// Frames that the filter admitted, sent to a group.
     pub rx_multicast: u64,
     /// Frames that the filter admitted, sent to everyone.
     pub rx_broadcast: u64,
+    /// Frames that the filter admitted, sent to one station.
+    pub rx_unicast: u64,
     /// Frames whose TCP or UDP checksum was verified and is right.
     pub rx_checksum_good: u64,
     /// Frames whose TCP or UDP checksum is wrong; they are delivered, and the driver is not told that they are good.

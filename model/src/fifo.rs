@@ -4,8 +4,7 @@
 //! ([`Occupancy`]): when the next frame does not fit it is the one that is dropped (tail drop), as a packet buffer
 //! without flow control does it. The frames themselves are with whoever serves the queue ([`Fifo`]).
 
-use std::collections::VecDeque;
-use std::collections::vec_deque::Drain;
+use std::vec::Drain;
 
 use crate::frame::Frame;
 
@@ -81,7 +80,8 @@ impl Occupancy {
 /// The frames in the FIFO of one queue.
 #[derive(Debug)]
 pub struct Fifo {
-    frames: VecDeque<Frame>,
+    /// Mostly few, and all of them leave at once; so nothing has to be moved up.
+    frames: Vec<Frame>,
     /// Whether the host had no buffer for the oldest frame when it was last asked.
     pub refused: bool,
 }
@@ -89,7 +89,7 @@ pub struct Fifo {
 impl Default for Fifo {
     fn default() -> Self {
         Fifo {
-            frames: VecDeque::with_capacity(2 * crate::BURST),
+            frames: Vec::with_capacity(2 * crate::BURST),
             refused: false,
         }
     }
@@ -99,26 +99,25 @@ impl Fifo {
     /// Adds a frame at the end.
     #[inline]
     pub fn push(&mut self, frame: Frame) {
-        self.frames.push_back(frame);
+        self.frames.push(frame);
     }
 
-    /// The frames from the oldest on, as many as lie side by side in memory.
+    /// Adds all of `frames` at the end.
+    #[inline]
+    pub fn append(&mut self, frames: &mut Vec<Frame>) {
+        self.frames.append(frames);
+    }
+
+    /// The frames from the oldest on.
     #[must_use]
     #[inline]
-    pub fn front(&self) -> &[Frame] {
-        self.frames.as_slices().0
-    }
-
-    /// The `n`-th oldest frame, from 0 on.
-    #[must_use]
-    pub fn get(&self, n: usize) -> Option<&Frame> {
-        self.frames.get(n)
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames
     }
 
     /// Removes the `count` oldest frames.
     #[inline]
     pub fn drain(&mut self, count: usize) -> Drain<'_, Frame> {
-        // One that gets empty starts again at the first slot, so that the next burst lies in one piece.
         self.frames.drain(..count.min(self.frames.len()))
     }
 

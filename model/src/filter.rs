@@ -167,18 +167,25 @@ impl Filter {
         let Some(destination) = frame.first_chunk::<6>() else {
             return Err(Drop::RxFiltered);
         };
-        let destination = MacAddress(*destination);
-        if destination.halves() == self.address.halves()
-            && !destination.is_group()
-            && !self.no_unicast
-        {
-            return Ok(Destination::Unicast);
-        }
-        self.weigh(destination)
+        self.weigh(MacAddress(*destination))
+    }
+
+    /// Whether all frames to the station's own address are admitted, as they mostly are.
+    #[inline]
+    pub(crate) fn admits_own(&self) -> bool {
+        !self.no_unicast && !self.address.is_group()
+    }
+
+    /// Whether a frame is to the station's own address.
+    #[inline(always)]
+    pub(crate) fn is_own(&self, frame: &[u8]) -> bool {
+        let Some(destination) = frame.first_chunk::<6>() else {
+            return false;
+        };
+        MacAddress(*destination).halves() == self.address.halves()
     }
 
     /// Weighs the rules for frames to `destination`.
-    #[inline(never)] // so that the way of frames to the station itself is short
     fn weigh(&self, destination: MacAddress) -> Result<Destination, Drop> {
         let kind = if !destination.is_group() {
             Destination::Unicast

@@ -6,6 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::host::QueueIndex;
 use crate::rss::HashReport;
 use crate::time::Nanos;
 
@@ -92,6 +93,8 @@ pub struct Contents {
     pub arrival: Nanos,
     /// The hash that it was steered by, 0 if there is none.
     pub hash: u32,
+    /// The queue that it was steered to.
+    pub queue: QueueIndex,
     /// What was hashed.
     pub hash_report: HashReport,
     /// Where its frame check sequence is.
@@ -129,6 +132,7 @@ impl Contents {
         self.octets = 0;
         self.arrival = Nanos::ZERO;
         self.hash = 0;
+        self.queue = QueueIndex(0);
         self.hash_report = HashReport::None;
         self.fcs = Fcs::Offloaded;
         self.checksum = Checksum::Unknown;
@@ -285,6 +289,7 @@ impl Pool {
             octets: 0,
             arrival: Nanos::ZERO,
             hash: 0,
+            queue: QueueIndex(0),
             hash_report: HashReport::None,
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,

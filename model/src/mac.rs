@@ -51,6 +51,13 @@ impl Mac {
         octets > self.max_untagged && octets > self.max_untagged + tags(frame) * VLAN_TAG
     }
 
+    /// Whether there is nothing to check of a frame from the line, nor to remove, as with most: its check sequence is
+    /// off-loaded, and it is not longer than any may be.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self, frame: &Contents) -> bool {
+        matches!(frame.fcs, Fcs::Offloaded) && frame.len() + FCS <= self.max_untagged
+    }
+
     /// Checks a frame from the line and removes its check sequence.
     ///
     /// # Errors

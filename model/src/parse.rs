@@ -7,7 +7,8 @@
 //! The addresses of Mobile IPv6 (RFC 6275) have hardly a frame to be in, so a summary has no place for them: whoever
 //! wants them has the extension headers walked again, by [`mobile_addresses`].
 
-use crate::frame::ETHERNET_HEADER;
+use crate::frame::{ETHERNET_HEADER, FCS};
+use crate::mac::MIN_FRAME;
 
 /// Which network protocol a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,12 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// Octets of IPv4's header without options.
 const IPV4_HEADER: usize = 20;
+/// More fragments, and the fragment offset.
+const FRAGMENT_BITS: u16 = 0x3fff;
+
+/// Octets of the transport headers without options.
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 
 /// Octets of IPv6's fixed header, and where the addresses are in it.
 const IPV6_HEADER: u16 = 40;
@@ -104,21 +111,55 @@ const MAX_EXTENSIONS: usize = 8;
 #[must_use]
 #[inline]
 pub fn summarise(frame: &[u8]) -> Summary {
-    plain(frame).unwrap_or_else(|| ethernet(frame, 0))
+    ethernet(frame, 0)
 }
 
-/// The summary of a frame as most are: IPv4 with neither tags nor options. All that is the same in them are constants,
-/// to whoever has this inlined. `None` if it is another frame, or one that makes no sense.
-#[inline(always)]
-pub(crate) fn plain(frame: &[u8]) -> Option<Summary> {
-    const HEADERS: usize = ETHERNET_HEADER + IPV4_HEADER;
-    let headers = frame.first_chunk::<HEADERS>()?;
-    let [a, b] = ETHERTYPE_IPV4.to_be_bytes();
-    if [headers[12], headers[13], headers[14]] != [a, b, 0x45] {
-        return None;
+/// What is not the same in all frames that are as most are: no shorter than the line carries, IPv4 with neither tags nor
+/// options, whole, TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plain {
+    pub(crate) transport: Transport,
+    end: u32,
+}
+
+impl Plain {
+    const NETWORK: usize = ETHERNET_HEADER;
+    const TRANSPORT: usize = Self::NETWORK + IPV4_HEADER;
+
+    /// The headers of `frame`; `None` if it is another one, or makes no sense.
+    #[inline(always)]
+    pub(crate) fn of(frame: &[u8]) -> Option<Plain> {
+        const NETWORK: usize = Plain::NETWORK;
+        let headers = frame.first_chunk::<{ MIN_FRAME - FCS }>()?;
+        let (transport, shortest) = match headers[NETWORK + 9] {
+            UDP => (Transport::Udp, UDP_HEADER),
+            TCP => (Transport::Tcp, TCP_HEADER),
+            _ => return None,
+        };
+        let total_len = u16::from_be_bytes([headers[NETWORK + 2], headers[NETWORK + 3]]);
+        let end = NETWORK + usize::from(total_len);
+        let fragment = u16::from_be_bytes([headers[NETWORK + 6], headers[NETWORK + 7]]);
+        let is_plain = [headers[12], headers[13]] == ETHERTYPE_IPV4.to_be_bytes()
+            && headers[NETWORK] == 0x45
+            && fragment & FRAGMENT_BITS == 0
+            && end >= Self::TRANSPORT + shortest
+            && end <= frame.len();
+        let end = end as u32;
+        is_plain.then_some(Plain { transport, end })
     }
-    let (_, header) = headers.split_last_chunk()?;
-    ipv4_behind(header, ETHERNET_HEADER, IPV4_HEADER, frame.len())
+
+    /// What the header walk finds. All that is the same in these frames are constants, to whoever has this inlined.
+    #[inline(always)]
+    pub(crate) fn summary(self) -> Summary {
+        Summary {
+            network: Network::Ipv4,
+            transport: self.transport,
+            fragment: false,
+            network_offset: Self::NETWORK as u16,
+            transport_offset: Self::TRANSPORT as u16,
+            end: self.end,
+        }
+    }
 }
 
 /// Walks the headers that begin with a destination address at `start`.
@@ -162,29 +203,17 @@ fn be16(frame: &[u8], at: usize) -> Option<u16> {
 
 #[inline]
 fn ipv4(frame: &[u8], offset: usize) -> Option<Summary> {
-    let header = frame.get(offset..)?.first_chunk()?;
+    let header = frame.get(offset..)?.first_chunk::<IPV4_HEADER>()?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_len < IPV4_HEADER {
         return None;
     }
-    ipv4_behind(header, offset, header_len, frame.len())
-}
-
-/// What an IPv4 header says beside its own length, in a frame of `frame_len` octets.
-#[inline(always)] // so that `plain` is, too
-fn ipv4_behind(
-    header: &[u8; IPV4_HEADER],
-    offset: usize,
-    header_len: usize,
-    frame_len: usize,
-) -> Option<Summary> {
     let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let end = offset + total_len;
-    if total_len < header_len || end > frame_len {
+    if total_len < header_len || end > frame.len() {
         return None;
     }
-    let more_or_offset = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
-    let fragment = more_or_offset != 0;
+    let fragment = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT_BITS != 0;
     let transport_offset = offset + header_len;
     Some(Summary {
         network: Network::Ipv4,
@@ -298,8 +327,8 @@ fn home_address(header: &[u8]) -> Option<usize> {
 #[inline]
 fn transport(protocol: u8, fragment: bool, octets: usize) -> Transport {
     match protocol {
-        TCP if !fragment && octets >= 20 => Transport::Tcp,
-        UDP if !fragment && octets >= 8 => Transport::Udp,
+        TCP if !fragment && octets >= TCP_HEADER => Transport::Tcp,
+        UDP if !fragment && octets >= UDP_HEADER => Transport::Udp,
         _ => Transport::None,
     }
 }

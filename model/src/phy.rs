@@ -83,14 +83,18 @@ const PICOSECONDS_PER_TICK: u64 = 1_000 / TICKS_PER_NANO;
 #[derive(Debug)]
 pub struct Line {
     ticks_per_octet: u64,
+    /// Ticks of the inter-packet gap.
+    gap: u64,
     /// When it is free again, in ticks.
     free: u64,
 }
 
 impl Line {
     fn new(speed: Speed) -> Self {
+        let ticks_per_octet = speed.picoseconds_per_octet() / PICOSECONDS_PER_TICK;
         Line {
-            ticks_per_octet: speed.picoseconds_per_octet() / PICOSECONDS_PER_TICK,
+            ticks_per_octet,
+            gap: INTER_PACKET_GAP as u64 * ticks_per_octet,
             free: 0,
         }
     }
@@ -102,7 +106,7 @@ impl Line {
         let begin = self.free.max(ticks(ready));
         self.free = begin + (octets + LINE_OVERHEAD) as u64 * self.ticks_per_octet;
         // The last bit is a gap before.
-        nanos(begin + (octets + PREAMBLE) as u64 * self.ticks_per_octet)
+        nanos(self.free - self.gap)
     }
 
     /// When the last bit of the `n`-th frame from now, from 1 on, can have arrived at the earliest, if none of them

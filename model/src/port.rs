@@ -5,6 +5,7 @@
 //! in the driver's ring. Behind the port are the [`Queues`](crate::queues), with the same owner or with others.
 
 use std::time::Duration;
+use std::vec::Drain;
 
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use crate::frame::{Checksum, Contents, FCS, Frame, Pool};
 use crate::host::QueueIndex;
 use crate::mac::Mac;
 use crate::moderation::Coalesce;
-use crate::parse::{self, Summary};
+use crate::parse::{self, Plain, Summary};
 use crate::phy::{self, Phy, Speed};
 use crate::rss::{
     DEFAULT_TABLE, HashConfig, HashTypes, Progress, Rss, RssConfig, RssError, RssStatus, Steered,
@@ -212,63 +213,106 @@ impl Port {
         (free / buffer).clamp(1, BURST)
     }
 
-    /// Takes a burst from the wire and hands the frames that are admitted to `push`, each with its queue. Leaves
-    /// `frames` empty. Returns the instant up to which all that has come is known.
-    #[inline]
-    pub fn receive(
-        &mut self,
-        now: Nanos,
-        frames: &mut Vec<Frame>,
-        mut push: impl FnMut(QueueIndex, Frame),
-    ) -> Nanos {
-        let more = !frames.is_empty();
+    /// Takes a burst from the wire and leaves in `frames` those that are admitted, each with its queue. Returns the instant
+    /// up to which all that has come is known.
+    #[inline(never)] // with the registers for itself it takes fewer instructions
+    pub fn receive(&mut self, now: Nanos, frames: &mut Vec<Frame>) -> Nanos {
+        if frames.is_empty() {
+            return now;
+        }
         self.counters.rx_frames += frames.len() as u64;
+        let usual = self.filter.admits_own() && self.hash_tunnel_types.is_empty();
+        let mut dropped = 0;
         let has_super_frames = self.pool.lends_big();
-        for mut frame in frames.drain(..) {
+        for frame in frames.iter_mut() {
             let outcome = if has_super_frames && frame.is_super() {
-                self.ingress_super(&mut frame)
+                self.ingress_super(frame)
             } else {
-                self.ingress(&mut frame)
+                self.ingress(frame, usual)
             };
-            match outcome {
-                Ok(queue) => push(queue, frame),
-                Err(reason) => {
-                    self.counters.drops.count(reason);
-                    self.pool.give(frame);
-                }
+            if let Err(reason) = outcome {
+                self.counters.drops.count(reason);
+                frame.octets = DROPPED;
+                dropped += 1;
             }
         }
+        if dropped > 0 {
+            self.remove_dropped(frames);
+        }
         // More may have come than there was room for: of them nothing is known yet but that they follow.
-        if more {
-            now.min(self.phy.rx.busy_until())
+        now.min(self.phy.rx.busy_until())
+    }
+
+    /// Takes the buffers of dropped frames back.
+    #[cold]
+    fn remove_dropped(&mut self, frames: &mut Vec<Frame>) {
+        let dropped = frames.extract_if(.., |frame| frame.octets == DROPPED);
+        self.pool.give_all(dropped);
+    }
+
+    /// One frame's way from the line to its queue. With `usual` rules most frames need but a glance.
+    #[inline(always)]
+    fn ingress(&mut self, frame: &mut Contents, usual: bool) -> Result<(), Drop> {
+        let glance = if usual { self.glance(frame) } else { None };
+        let steered = match glance {
+            Some(steered) => steered,
+            None => self.examine(frame)?,
+        };
+        (frame.hash, frame.hash_report) = (steered.hash, steered.report);
+        frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
+        let queue = usize::from(frame.queue.0);
+        if self.fifos[queue].push(frame.octets as usize) {
+            Ok(())
         } else {
-            now
+            self.lines[queue].rx_overflows += 1;
+            Err(Drop::RxFifoOverflow)
         }
     }
 
-    /// One frame's way from the line to its queue.
-    #[inline]
-    fn ingress(&mut self, frame: &mut Contents) -> Result<QueueIndex, Drop> {
-        let octets = phy::octets_on_line(frame);
+    /// Carries a frame that takes `octets` over the line.
+    #[inline(always)]
+    fn carry(&mut self, frame: &mut Contents, octets: usize) {
         frame.octets = octets as u32;
         frame.arrival = self.phy.rx.carry(octets, frame.arrival);
         self.counters.rx_octets += octets as u64;
-        self.mac.accept(frame)?;
+    }
+
+    /// Looks into a frame as most are: with nothing to check at the MAC, for the station's own address, plain TCP or UDP.
+    /// `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
+    #[inline(always)]
+    fn glance(&mut self, frame: &mut Contents) -> Option<Steered> {
         let bytes = frame.bytes();
-        match self.filter.admit(bytes)? {
-            Destination::Unicast => self.counters.rx_unicast += 1,
-            Destination::Multicast => self.counters.rx_multicast += 1,
-            Destination::Broadcast => self.counters.rx_broadcast += 1,
+        let headers = Plain::of(bytes)?;
+        let usual = matches!(frame.checksum, Checksum::Unknown)
+            && self.mac.is_plain(frame)
+            && self.filter.is_own(bytes);
+        if !usual {
+            return None;
         }
-        let verifies = matches!(frame.checksum, Checksum::Unknown);
-        let findings = match parse::plain(bytes) {
-            Some(summary) if self.hash_tunnel_types.is_empty() => Findings {
-                verdict: verdict(bytes, &summary, verifies),
-                steered: self.rss.steer(bytes, &summary, &Fifos(&self.fifos)),
-            },
-            _ => self.examine(bytes, verifies)?,
-        };
-        match findings.verdict {
+        let good = checksum::verify(bytes, &headers.summary()) == Verdict::Good;
+        let steered = self.rss.steer_plain(bytes, headers, &Fifos(&self.fifos));
+        let octets = bytes.len() + FCS;
+        self.carry(frame, octets);
+        self.counters.rx_unicast += 1;
+        if good {
+            self.counters.rx_checksum_good += 1;
+            frame.checksum = Checksum::Valid;
+        } else {
+            self.doubt(frame);
+        }
+        Some(steered)
+    }
+
+    /// Tells what is wrong with the checksum of a frame, if anything is.
+    #[cold]
+    fn doubt(&mut self, frame: &mut Contents) {
+        let summary = parse::summarise(frame.bytes());
+        self.verify(frame, &summary);
+    }
+
+    /// Verifies the transport checksum of a frame with the headers `summary`.
+    fn verify(&mut self, frame: &mut Contents, summary: &Summary) {
+        match checksum::verify(frame.bytes(), summary) {
             Verdict::Good => {
                 self.counters.rx_checksum_good += 1;
                 frame.checksum = Checksum::Valid;
@@ -279,40 +323,40 @@ impl Port {
             }
             Verdict::None => {}
         }
-        let steered = findings.steered;
-        (frame.hash, frame.hash_report) = (steered.hash, steered.report);
-        let queue = steered.queue.ok_or(Drop::RxResteered)?;
-        if self.fifos[usize::from(queue.0)].push(octets) {
-            Ok(queue)
-        } else {
-            self.lines[usize::from(queue.0)].rx_overflows += 1;
-            Err(Drop::RxFifoOverflow)
-        }
     }
 
-    /// Looks into a frame of any kind that the address filter admitted, for what most do not have, too.
-    #[inline(never)] // so that the way of most frames is short
-    fn examine(&mut self, bytes: &[u8], verifies: bool) -> Result<Findings, Drop> {
+    /// Looks into a frame of any kind.
+    #[cold] // so that the way of most frames is short
+    fn examine(&mut self, frame: &mut Contents) -> Result<Steered, Drop> {
+        let octets = phy::octets_on_line(frame);
+        self.carry(frame, octets);
+        self.mac.accept(frame)?;
+        let bytes = frame.bytes();
+        match self.filter.admit(bytes)? {
+            Destination::Unicast => self.counters.rx_unicast += 1,
+            Destination::Multicast => self.counters.rx_multicast += 1,
+            Destination::Broadcast => self.counters.rx_broadcast += 1,
+        }
         let summary = parse::summarise(bytes);
         if summary.is_tagged() && !self.filter.promiscuous {
             self.vlan.admit(bytes)?;
         }
-        let verdict = verdict(bytes, &summary, verifies);
+        if matches!(frame.checksum, Checksum::Unknown) {
+            self.verify(frame, &summary);
+        }
+        let bytes = frame.bytes();
         let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
         let hashed = inner.as_ref().unwrap_or(&summary);
-        let steered = self.rss.steer(bytes, hashed, &Fifos(&self.fifos));
-        Ok(Findings { verdict, steered })
+        Ok(self.rss.steer(bytes, hashed, &Fifos(&self.fifos)))
     }
 
     /// Takes back frames that have left the FIFO of `queue`, the oldest there.
     #[inline]
-    pub fn release(&mut self, queue: QueueIndex, frames: impl IntoIterator<Item = Frame>) {
-        let (mut count, mut octets) = (0, 0);
-        self.pool.give_all(frames.into_iter().inspect(|frame| {
-            count += 1;
-            octets += frame.octets as usize;
-        }));
-        self.fifos[usize::from(queue.0)].drain(count, octets);
+    pub fn release(&mut self, queue: QueueIndex, frames: Drain<'_, Frame>) {
+        let left = frames.as_slice();
+        let octets = left.iter().map(|frame| frame.octets as usize).sum();
+        self.fifos[usize::from(queue.0)].drain(left.len(), octets);
+        self.pool.give_all(frames);
     }
 
     /// Has the queues send in turn, as long as the line has time: `fetch` takes a burst of a queue's frames and passes
@@ -548,21 +592,8 @@ impl Port {
     }
 }
 
-/// What a frame's contents tell.
-struct Findings {
-    verdict: Verdict,
-    steered: Steered,
-}
-
-/// The verdict on the checksum of a frame with the headers `summary`, if it is asked for.
-#[inline(always)] // into the way of most frames with what is constant there
-fn verdict(bytes: &[u8], summary: &Summary, verifies: bool) -> Verdict {
-    if verifies {
-        checksum::verify(bytes, summary)
-    } else {
-        Verdict::None
-    }
-}
+/// In the place of a frame's octets on the line: it is to be removed. No frame is as short.
+const DROPPED: u32 = 0;
 
 /// How far the FIFOs have got.
 struct Fifos<'a>(&'a [Occupancy]);

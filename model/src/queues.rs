@@ -5,8 +5,8 @@
 //! go on the line, and wait for the port to send them. Dropped and counted by queue: what comes for a queue that the
 //! driver has disabled, what the host's buffers are too small for, and packets that are none.
 
-use std::collections::vec_deque::Drain;
 use std::time::Duration;
+use std::vec::Drain;
 
 use crate::BURST;
 use crate::counters::{Drop, QueueCounters};
@@ -52,9 +52,22 @@ impl Queues {
         self.fifos.len() as u16
     }
 
+    /// Puts frames that the port has admitted into the FIFO of the queue that each was steered to.
+    #[inline]
+    pub fn push(&mut self, frames: &mut Vec<Frame>) {
+        match &mut self.fifos[..] {
+            [only] => only.append(frames),
+            fifos => {
+                for frame in frames.drain(..) {
+                    fifos[usize::from(frame.queue.0)].push(frame);
+                }
+            }
+        }
+    }
+
     /// Puts a frame that the port has admitted into the FIFO of `queue`.
     #[inline]
-    pub fn push(&mut self, queue: QueueIndex, frame: Frame) {
+    pub fn push_one(&mut self, queue: QueueIndex, frame: Frame) {
         self.fifos[usize::from(queue.0)].push(frame);
     }
 
@@ -80,7 +93,7 @@ impl Queues {
                 self.abandon(queue, release);
                 return false;
             }
-            let arrived = arrived(fifo.front(), horizon);
+            let arrived = arrived(fifo.frames(), horizon);
             if arrived.is_empty() {
                 break;
             }
@@ -186,7 +199,8 @@ impl Queues {
         frames: &mut Vec<Frame>,
         host: &mut impl Host,
     ) -> bool {
-        let known = port.receive(now, frames, |queue, frame| self.push(queue, frame));
+        let known = port.receive(now, frames);
+        self.push(frames);
         let mut worked = false;
         for queue in (0..self.pairs()).map(QueueIndex) {
             let release = |frames: Drain<'_, Frame>| port.release(queue, frames);
@@ -223,7 +237,7 @@ impl Queues {
         let arrivals = self
             .fifos
             .iter()
-            .filter_map(|fifo| fifo.front().first())
+            .filter_map(|fifo| fifo.frames().first())
             .map(|frame| frame.arrival)
             .filter(|&arrival| arrival > horizon);
         // The line may run ahead of the clock, interrupts may not.
@@ -242,7 +256,7 @@ impl Queues {
         let received = self.fifos.iter().enumerate().filter_map(|(index, fifo)| {
             let queue = QueueIndex(index as u16);
             let moderation = self.moderator.of(queue, Direction::Receive);
-            moderation.earliest(|n| match fifo.get(n - 1) {
+            moderation.earliest(|n| match fifo.frames().get(n - 1) {
                 _ if fifo.refused => None,
                 Some(frame) => Some(frame.arrival),
                 None => next_frame.map(|ready| port.phy.rx.earliest(n - fifo.len(), ready)),
@@ -258,7 +272,7 @@ impl Queues {
     /// Whether frames have arrived on `queue` that the host has no buffers for.
     #[must_use]
     pub fn starved(&self, now: Nanos, queue: QueueIndex) -> bool {
-        let front = self.fifos[usize::from(queue.0)].front();
+        let front = self.fifos[usize::from(queue.0)].frames();
         !arrived(front, now + self.lead).is_empty()
     }
 

@@ -24,7 +24,7 @@ use serde::Serialize;
 use slots::Slots;
 
 use crate::host::QueueIndex;
-use crate::parse::{self, Summary};
+use crate::parse::{self, Plain, Summary};
 use crate::tunnel::{self, TunnelTypes};
 
 pub use flow::flow;
@@ -326,21 +326,67 @@ impl Rss {
 
     /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost. There is
     /// none when the frame's conversation has to change its queue, and the old one is too busy for that.
-    #[inline]
     pub fn steer(&mut self, frame: &[u8], summary: &Summary, progress: &impl Progress) -> Steered {
         let (hash, report) = self.hasher.hash(frame, summary);
-        let queue = match self.mode {
+        Steered {
+            queue: self.place(frame, summary, hash, report, progress),
+            hash,
+            report,
+        }
+    }
+
+    /// [`Rss::steer`] for a frame as most are.
+    #[inline(always)] // on the way of each packet
+    pub(crate) fn steer_plain(
+        &mut self,
+        frame: &[u8],
+        headers: Plain,
+        progress: &impl Progress,
+    ) -> Steered {
+        let (hash, report) = self.hasher.hash_plain(frame, headers.transport);
+        let queue = if self.mode == Mode::Table && report != HashReport::None {
+            self.slots.place_hashed(hash, progress)
+        } else if self.mode == Mode::Single {
+            Some(FIRST)
+        } else {
+            self.place_plain(frame, headers, hash, report, progress)
+        };
+        Steered {
+            queue,
+            hash,
+            report,
+        }
+    }
+
+    /// [`Rss::place`] for a frame as most are.
+    #[cold] // so that the way of frames with a hash is short
+    fn place_plain(
+        &mut self,
+        frame: &[u8],
+        headers: Plain,
+        hash: u32,
+        report: HashReport,
+        progress: &impl Progress,
+    ) -> Option<QueueIndex> {
+        self.place(frame, &headers.summary(), hash, report, progress)
+    }
+
+    /// The queue for a frame of which the hash is known.
+    fn place(
+        &mut self,
+        frame: &[u8],
+        summary: &Summary,
+        hash: u32,
+        report: HashReport,
+        progress: &impl Progress,
+    ) -> Option<QueueIndex> {
+        match self.mode {
             Mode::Single => Some(FIRST),
             Mode::Automatic => self.slots.place(flow(frame, summary), progress),
             Mode::Table => {
                 let hash = (report != HashReport::None).then_some(hash);
                 self.slots.place(hash, progress)
             }
-        };
-        Steered {
-            queue,
-            hash,
-            report,
         }
     }
 

@@ -24,8 +24,8 @@ pub(super) fn execute(
             context.port.use_pairs(pairs)?;
             // What is in the FIFOs of the others must not reach the driver any more.
             for queue in (pairs..context.port.queue_pairs()).map(QueueIndex) {
-                let stale = context.pairs.abandon(queue);
-                context.port.release(queue, stale);
+                let mut stale = context.pairs.abandon(queue);
+                context.port.release(queue, stale.drain(..));
             }
         }
         VIRTIO_NET_CTRL_MQ_RSS_CONFIG => {

@@ -17,7 +17,7 @@ impl Engine<'_> {
         header: &[u8],
         len: usize,
         frame: &mut Frame,
-        read: impl FnOnce(&mut [u8]) -> usize,
+        read: impl FnOnce(&mut [u8]) -> bool,
     ) -> Result<(), Drop> {
         let mut asked = NetHeader::default();
         asked.as_mut_bytes()[..header.len()].copy_from_slice(header);
@@ -30,7 +30,8 @@ impl Engine<'_> {
             self.pool.give(big);
             return Err(Drop::TxOversize);
         };
-        read(room);
+        let whole = read(room);
+        debug_assert!(whole, "there are as many octets");
         big.set_len(len);
         (big.checksum, big.gso) = (checksum, gso);
         self.pool.give(mem::replace(frame, big));

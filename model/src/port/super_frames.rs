@@ -3,16 +3,16 @@
 //! From a wire that gives them they go on as one, to be filtered and steered once; what a driver does not take is cut behind
 //! the FIFO. To a wire that takes them they go as one, to any other in segments.
 
-use super::Port;
-use crate::checksum::Verdict;
+use super::{Fifos, Port};
 use crate::counters::Drop;
 use crate::filter::Destination;
 use crate::frame::{Checksum, Contents, FCS, Frame};
-use crate::host::QueueIndex;
 use crate::mac::MIN_FRAME;
+use crate::parse;
 use crate::phy;
 use crate::segment::{self, Cut, MAX_SEGMENTS, Unfit};
 use crate::time::Nanos;
+use crate::tunnel;
 
 /// Octets that a super-frame from the wire may take in a FIFO: 64 KiB, and headers for each segment of the usual size.
 const LONGEST: usize = 72 * 1024;
@@ -36,7 +36,7 @@ impl Port {
 
     /// A super-frame's way from the line to its queue.
     #[cold]
-    pub(super) fn ingress_super(&mut self, frame: &mut Contents) -> Result<QueueIndex, Drop> {
+    pub(super) fn ingress_super(&mut self, frame: &mut Contents) -> Result<(), Drop> {
         if !matches!(frame.checksum, Checksum::Partial { .. }) {
             // Another card's, which had verified it.
             segment::leave_checksum(frame);
@@ -45,7 +45,7 @@ impl Port {
             return Err(self.refuse(frame, unfit));
         }
         if !frame.is_super() {
-            return self.ingress(frame);
+            return self.ingress(frame, false);
         }
         let frames = segment::frames(frame);
         frame.octets = phy::octets_on_line(frame) as u32;
@@ -53,32 +53,36 @@ impl Port {
         // The caller counts one.
         self.counters.rx_frames += frames as u64 - 1;
         self.counters.rx_octets += u64::from(frame.octets);
-        let queue = self
-            .steer_super(frame, frames as u64)
+        self.steer_super(frame, frames as u64)
             .inspect_err(|&reason| {
                 // The one that the caller counts, and the others.
                 self.counters.drops.count_many(reason, frames - 1);
             })?;
         self.counters.rx_merged += frames as u64 - 1;
-        Ok(queue)
+        Ok(())
     }
 
-    fn steer_super(&mut self, frame: &mut Contents, frames: u64) -> Result<QueueIndex, Drop> {
-        match self.filter.admit(frame.bytes())? {
+    fn steer_super(&mut self, frame: &mut Contents, frames: u64) -> Result<(), Drop> {
+        let bytes = frame.bytes();
+        match self.filter.admit(bytes)? {
             Destination::Unicast => self.counters.rx_unicast += frames,
             Destination::Multicast => self.counters.rx_multicast += frames,
             Destination::Broadcast => self.counters.rx_broadcast += frames,
         }
-        let findings = self.examine(frame.bytes(), false)?;
-        debug_assert_eq!(findings.verdict, Verdict::None);
-        let steered = findings.steered;
+        let summary = parse::summarise(bytes);
+        if summary.is_tagged() && !self.filter.promiscuous {
+            self.vlan.admit(bytes)?;
+        }
+        let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
+        let hashed = inner.as_ref().unwrap_or(&summary);
+        let steered = self.rss.steer(bytes, hashed, &Fifos(&self.fifos));
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
-        let queue = steered.queue.ok_or(Drop::RxResteered)?;
-        let index = usize::from(queue.0);
-        if self.fifos[index].push(frame.octets as usize) {
-            Ok(queue)
+        frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
+        let queue = usize::from(frame.queue.0);
+        if self.fifos[queue].push(frame.octets as usize) {
+            Ok(())
         } else {
-            self.lines[index].rx_overflows += frames;
+            self.lines[queue].rx_overflows += frames;
             Err(Drop::RxFifoOverflow)
         }
     }

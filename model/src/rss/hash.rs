@@ -7,6 +7,7 @@
 
 use super::RssError;
 use super::toeplitz::{MAX_KEY, Toeplitz};
+use crate::frame::ETHERNET_HEADER;
 use crate::parse::{self, Network, Summary, Transport};
 
 /// A set of hash types (VIRTIO 1.4, 5.1.6.4.3.1, `hash_types`).
@@ -246,27 +247,24 @@ impl Hasher {
         &self.config
     }
 
-    /// The hash of a frame with the headers `summary`, and its type; 0 without a type.
-    #[must_use]
-    #[inline]
-    pub fn hash(&self, frame: &[u8], summary: &Summary) -> (u32, HashReport) {
-        let report = self.picks.of(summary);
-        if report == HashReport::None {
-            return (0, report);
-        }
-        let network = usize::from(summary.network_offset);
-        if matches!(report, HashReport::Tcpv4 | HashReport::Udpv4)
-            && usize::from(summary.transport_offset) == network + 20
-        {
+    /// The hash of a frame as most are (see [`parse::Plain`]) with `transport`, and its type; 0 without a type.
+    #[inline(always)] // on the way of each packet
+    pub(super) fn hash_plain(&self, frame: &[u8], transport: Transport) -> (u32, HashReport) {
+        const ADDRESSES: usize = ETHERNET_HEADER + 12;
+        let report = self.picks.0[Family::Ipv4 as usize][transport as usize];
+        let hash = match report {
+            HashReport::None => None,
+            HashReport::Ipv4 => self.part::<0, 8>(frame, ADDRESSES),
             // The ports follow the addresses.
-            return Self::reported(self.part::<0, 12>(frame, network + 12), report);
-        }
-        self.hash_others(frame, *summary, report)
+            _ => self.part::<0, 12>(frame, ADDRESSES),
+        };
+        (hash.unwrap_or(0), report)
     }
 
-    /// [`Hasher::hash`] for what is not as most frames are.
-    #[inline(never)]
-    fn hash_others(&self, frame: &[u8], summary: Summary, report: HashReport) -> (u32, HashReport) {
+    /// The hash of a frame with the headers `summary`, and its type; 0 without a type.
+    #[must_use]
+    pub fn hash(&self, frame: &[u8], summary: &Summary) -> (u32, HashReport) {
+        let report = self.picks.of(summary);
         let network = usize::from(summary.network_offset);
         let ports = usize::from(summary.transport_offset);
         let hash = match report {
@@ -285,7 +283,7 @@ impl Hasher {
                 self.part::<32, 4>(frame, ports),
             ),
             HashReport::Ipv6Ex | HashReport::Tcpv6Ex | HashReport::Udpv6Ex => {
-                return self.hash_mobile(frame, &summary, report);
+                return self.hash_mobile(frame, summary, report);
             }
         };
         Self::reported(hash, report)

@@ -49,18 +49,24 @@ impl Slot {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, progress: &impl Progress) -> Option<QueueIndex> {
-        if self.queue != self.target {
-            if !self.waits(progress) {
-                self.queue = self.target;
-            } else if self.is_overdue(progress) {
-                return None;
-            }
+        if self.queue != self.target && !self.moves(progress) && self.is_overdue(progress) {
+            return None;
         }
         let queue = QueueIndex(self.queue);
         self.last = progress.pushed(queue) as u32;
         Some(queue)
+    }
+
+    /// Goes over to the target, if no order is upset by that.
+    #[cold]
+    fn moves(&mut self, progress: &impl Progress) -> bool {
+        let moves = !self.waits(progress);
+        if moves {
+            self.queue = self.target;
+        }
+        moves
     }
 
     /// Whether a frame of the slot may be in the FIFO of its queue.
@@ -93,8 +99,13 @@ impl Slots {
         self.slots.resize(size + 1, Slot::new(queue, progress));
     }
 
-    /// The queue for the next frame with this hash; `None` if the frame must be dropped.
-    #[inline]
+    /// The queue for the next frame with the hash `hash`; `None` if the frame must be dropped.
+    #[inline(always)] // on the way of each packet
+    pub fn place_hashed(&mut self, hash: u32, progress: &impl Progress) -> Option<QueueIndex> {
+        self.slots[hash as usize & self.mask].place(progress)
+    }
+
+    /// The queue for the next frame with this hash, or without one; `None` if the frame must be dropped.
     pub fn place(&mut self, hash: Option<u32>, progress: &impl Progress) -> Option<QueueIndex> {
         self.slot(hash).place(progress)
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::frame::Segmentation;
+use crate::host::QueueIndex;
 use crate::port::PortConfig;
 use crate::segment::tests::{super_frame, usual};
 
@@ -21,9 +22,8 @@ fn segments(port: &mut Port, frame: &Frame) -> Vec<Frame> {
 
 /// Receives `frames`; what was admitted.
 fn receive(port: &mut Port, mut frames: Vec<Frame>) -> Vec<Frame> {
-    let mut admitted = Vec::new();
-    port.receive(Nanos(1_000), &mut frames, |_, frame| admitted.push(frame));
-    admitted
+    port.receive(Nanos(1_000), &mut frames);
+    frames
 }
 
 #[test]
@@ -35,8 +35,8 @@ fn the_line_and_the_fifo_see_the_frames_that_a_super_frame_stands_for() {
         let frame = super_frame(&mut whole.pool, &shape);
         let pieces = segments(&mut cut, &frame);
         let count = pieces.len();
-        let pieces = receive(&mut cut, pieces);
-        let frame = receive(&mut whole, vec![frame]);
+        let mut pieces = receive(&mut cut, pieces);
+        let mut frame = receive(&mut whole, vec![frame]);
         assert_eq!((frame.len(), pieces.len()), (1, count));
         assert_eq!(frame[0].arrival, pieces.last().unwrap().arrival);
         assert_eq!(whole.fifos[0].octets(), cut.fifos[0].octets());
@@ -44,9 +44,9 @@ fn the_line_and_the_fifo_see_the_frames_that_a_super_frame_stands_for() {
         assert_eq!(counters.receive_balance(1), 0, "{counters:?}");
         let seen = |c: &crate::counters::PortCounters| (c.rx_frames, c.rx_octets, c.rx_unicast);
         assert_eq!(seen(&counters), seen(&cut.counters(&[])));
-        whole.release(QueueIndex(0), frame);
+        whole.release(QueueIndex(0), frame.drain(..));
         assert_eq!((whole.fifos[0].octets(), whole.pool.lent()), (0, 0));
-        cut.release(QueueIndex(0), pieces);
+        cut.release(QueueIndex(0), pieces.drain(..));
     }
 }
 
@@ -97,7 +97,7 @@ fn what_the_wire_gives_is_checked() {
     let partial = verified.checksum;
     verified.checksum = Checksum::Valid;
     verified.bytes_mut()[50] ^= 0xff;
-    let admitted = receive(&mut port, vec![bad, long, single, verified]);
+    let mut admitted = receive(&mut port, vec![bad, long, single, verified]);
     assert_eq!(admitted.len(), 2);
     assert!(!admitted[0].is_super() && admitted[1].is_super());
     assert_eq!(admitted[1].checksum, partial);
@@ -105,7 +105,7 @@ fn what_the_wire_gives_is_checked() {
     assert_eq!(counters.drops.get(Drop::RxMalformed), 1);
     assert_eq!(counters.drops.get(Drop::RxOversize), 1);
     assert_eq!(counters.receive_balance(2), 0);
-    port.release(QueueIndex(0), admitted);
+    port.release(QueueIndex(0), admitted.drain(..));
     assert_eq!(port.pool.lent(), 0);
 }
 
@@ -120,7 +120,7 @@ fn a_super_frame_that_is_dropped_counts_as_the_frames_that_it_stands_for() {
     let burst = (0..3)
         .map(|_| super_frame(&mut port.pool, &shape))
         .collect();
-    let admitted = receive(&mut port, burst);
+    let mut admitted = receive(&mut port, burst);
     assert_eq!(admitted.len(), 1);
     let counters = port.counters(&[]);
     assert_eq!(counters.drops.get(Drop::RxFifoOverflow), 120);
@@ -128,5 +128,5 @@ fn a_super_frame_that_is_dropped_counts_as_the_frames_that_it_stands_for() {
     assert_eq!(counters.receive_balance(1), 0);
     // There is less room than for the longest; one is taken in any case.
     assert_eq!(port.rx_room(Nanos(1_000_000_000)), 1);
-    port.release(QueueIndex(0), admitted);
+    port.release(QueueIndex(0), admitted.drain(..));
 }
