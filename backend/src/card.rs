@@ -64,6 +64,8 @@ impl Card {
             tx: Vec::with_capacity(BURST),
         };
         let link = card.nic.port.phy.link();
+        let super_frames = card.wire.has_super_frames();
+        card.nic.port.set_super_frames(super_frames);
         card.wire.link_changed(now, link);
         card
     }

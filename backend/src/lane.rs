@@ -165,7 +165,7 @@ impl PortLane {
             taken += 1;
             port.pool.adopt();
             // The worker gets another one for it; if it has so many that there is no room, it needs none.
-            let spare = port.pool.take();
+            let spare = port.pool.take_for(&frame);
             match self.spares.push(spare) {
                 Ok(()) => port.pool.part_with(),
                 Err(PushError::Full(spare)) => port.pool.give(spare),

@@ -103,6 +103,14 @@ impl Session {
         if before == steering {
             return;
         }
+        if before.commanded != steering.commanded {
+            // A new driver, or none that could have said so.
+            let all_on = |rings: &mut dyn ServesRings| {
+                let device = rings.rings().device;
+                device.switch_offloads_off(Features::empty());
+            };
+            let _ = self.engine.rings(all_on);
+        }
         // If the thread has ended, the process is about to.
         let _ = self.engine.port(move |port| {
             for (queue, receives) in (0..).map(QueueIndex).zip(&steering.receives) {

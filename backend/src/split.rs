@@ -107,6 +107,7 @@ impl PortSide {
             workers: Workers(workers),
         };
         let link = side.port.phy.link();
+        side.port.set_super_frames(side.wire.has_super_frames());
         side.wire.link_changed(now, link);
         side
     }
@@ -370,6 +371,13 @@ impl Pairs for Workers {
         });
         // They come back by the lane.
         Vec::new()
+    }
+
+    fn switch_offloads_off(&mut self, off: Features) {
+        for worker in self.0.iter() {
+            // As above.
+            let _ = worker.call(move |worker| worker.body.device.switch_offloads_off(off));
+        }
     }
 
     fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters {

@@ -61,6 +61,11 @@ pub trait Wire: Send {
         false
     }
 
+    /// Whether it gives super-frames, and takes them whole. Any other wire gets their segments.
+    fn has_super_frames(&self) -> bool {
+        false
+    }
+
     /// A descriptor that is readable when frames have come. It stays so until they are received.
     fn readable(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -13,8 +13,9 @@ use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_NOTF_COAL,
-    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_MAC,
+    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_STATS,
+    VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
 use crate::features::Features;
@@ -26,6 +27,7 @@ mod coalesce;
 mod filter;
 mod hash_tunnel;
 mod mq;
+mod offloads;
 mod stats;
 
 /// Commands dealt with at once, where they are cheap: a driver that sends more has to wait for its packets' turn.
@@ -85,6 +87,9 @@ pub trait Pairs {
     /// Drops what waits in the FIFO of `queue`. Returns those frames that the port has to take back at once.
     fn abandon(&mut self, queue: QueueIndex) -> Vec<Frame>;
 
+    /// Has received frames delivered as to a driver without the offloads `off`; it takes all others that it accepted.
+    fn switch_offloads_off(&mut self, off: Features);
+
     /// What one direction of `queue` has counted.
     fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters;
 }
@@ -119,6 +124,10 @@ impl Pairs for Local<'_> {
         let mut frames = Vec::new();
         self.queues.abandon(queue, |stale| frames.extend(stale));
         frames
+    }
+
+    fn switch_offloads_off(&mut self, off: Features) {
+        self.device.switch_offloads_off(off);
     }
 
     fn counters(&self, queue: QueueIndex, direction: Direction) -> HalfCounters {
@@ -263,6 +272,7 @@ pub fn execute(context: &mut Context<'_>, command: &[u8]) -> Result<Reply, Refus
         VIRTIO_NET_CTRL_MQ => mq::execute(context, command, data),
         VIRTIO_NET_CTRL_VLAN => filter::vlan(context, command, data),
         VIRTIO_NET_CTRL_ANNOUNCE => announce::execute(context, command, data),
+        VIRTIO_NET_CTRL_GUEST_OFFLOADS => offloads::execute(context, command, data),
         VIRTIO_NET_CTRL_NOTF_COAL => coalesce::execute(context, command, data),
         hash_tunnel::CLASS => hash_tunnel::execute(context, command, data),
         VIRTIO_NET_CTRL_STATS => stats::execute(context, command, data),

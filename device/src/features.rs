@@ -18,10 +18,24 @@ bitflags::bitflags! {
         const CSUM = 1 << virtio_net::VIRTIO_NET_F_CSUM;
         /// The driver handles packets whose checksum is partial, and wants verdicts.
         const GUEST_CSUM = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM;
+        /// The control queue says which of these offloads the driver takes at the moment.
+        const CTRL_GUEST_OFFLOADS = 1 << virtio_net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
         /// The device says how long packets may be.
         const MTU = 1 << virtio_net::VIRTIO_NET_F_MTU;
         /// The device has an address.
         const MAC = 1 << virtio_net::VIRTIO_NET_F_MAC;
+        /// The driver takes super-frames of TCP over IPv4.
+        const GUEST_TSO4 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO4;
+        /// The driver takes super-frames of TCP over IPv6.
+        const GUEST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO6;
+        /// The driver takes super-frames of TCP with CWR.
+        const GUEST_ECN = 1 << virtio_net::VIRTIO_NET_F_GUEST_ECN;
+        /// The device cuts super-frames of TCP over IPv4.
+        const HOST_TSO4 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO4;
+        /// The device cuts super-frames of TCP over IPv6.
+        const HOST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO6;
+        /// The device cuts super-frames of TCP with CWR.
+        const HOST_ECN = 1 << virtio_net::VIRTIO_NET_F_HOST_ECN;
         /// A received packet may span several buffers.
         const MRG_RXBUF = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
         /// The device tells its link's state.
@@ -48,6 +62,12 @@ bitflags::bitflags! {
         const VQ_NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL;
         /// The control queue sets interrupt moderation for all virtqueues of a direction.
         const NOTF_COAL = 1 << virtio_net::VIRTIO_NET_F_NOTF_COAL;
+        /// The driver takes super-frames of UDP over IPv4.
+        const GUEST_USO4 = 1 << virtio_net::VIRTIO_NET_F_GUEST_USO4;
+        /// The driver takes super-frames of UDP over IPv6.
+        const GUEST_USO6 = 1 << virtio_net::VIRTIO_NET_F_GUEST_USO6;
+        /// The device cuts super-frames of UDP.
+        const HOST_USO = 1 << virtio_net::VIRTIO_NET_F_HOST_USO;
         /// The device says by which hash it steered a packet.
         const HASH_REPORT = 1 << virtio_net::VIRTIO_NET_F_HASH_REPORT;
         /// Receive-side scaling by a table of the driver's.
@@ -72,6 +92,20 @@ bitflags::bitflags! {
 }
 
 impl Features {
+    /// Kinds of super-frames that a driver takes.
+    pub const GUEST_GSO: Self = Self::GUEST_TSO4
+        .union(Self::GUEST_TSO6)
+        .union(Self::GUEST_ECN)
+        .union(Self::GUEST_USO4)
+        .union(Self::GUEST_USO6);
+    /// Kinds of super-frames that the device takes.
+    pub const HOST_GSO: Self = Self::HOST_TSO4
+        .union(Self::HOST_TSO6)
+        .union(Self::HOST_ECN)
+        .union(Self::HOST_USO);
+    /// What a driver may switch on and off (VIRTIO 1.3, 5.1.6.5.6).
+    pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM.union(Self::GUEST_GSO);
+
     /// Everything that this device can do with `pairs` queue pairs. RING_RESET is not among it: some front-ends hand all that is
     /// offered to the driver, and cannot reset a queue themselves.
     #[must_use]
@@ -118,7 +152,19 @@ impl Features {
             left.remove(Features::NOTF_COAL | Features::VQ_NOTF_COAL);
             left.remove(Features::RSS | Features::HASH_REPORT);
             left.remove(Features::CTRL_VLAN | Features::CTRL_RX_EXTRA);
-            left.remove(Features::DEVICE_STATS);
+            left.remove(Features::DEVICE_STATS | Features::CTRL_GUEST_OFFLOADS);
+        }
+        if !left.contains(Features::CSUM) {
+            left.remove(Features::HOST_GSO);
+        }
+        if !left.contains(Features::GUEST_CSUM) {
+            left.remove(Features::GUEST_GSO);
+        }
+        if !left.intersects(Features::HOST_TSO4 | Features::HOST_TSO6) {
+            left.remove(Features::HOST_ECN);
+        }
+        if !left.intersects(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
+            left.remove(Features::GUEST_ECN);
         }
         // A hash that nobody uses is not worth looking into tunnels for.
         if !left.intersects(Features::RSS | Features::HASH_REPORT) {
@@ -204,6 +250,21 @@ mod tests {
         assert!(!left.contains(Features::GUEST_ANNOUNCE));
         let others = Features::STATUS | Features::GUEST_ANNOUNCE;
         assert_eq!(left, Features::supported(1).difference(others));
+    }
+
+    #[test]
+    fn super_frames_go_with_the_checksums_and_ecn_with_tcp() {
+        let left = Features::all().without(Features::CSUM);
+        assert!(!left.intersects(Features::HOST_GSO) && left.contains(Features::GUEST_GSO));
+        let left = Features::all().without(Features::GUEST_CSUM);
+        assert!(!left.intersects(Features::GUEST_GSO) && left.contains(Features::HOST_GSO));
+        let left = Features::all().without(Features::HOST_TSO4 | Features::GUEST_TSO6);
+        assert!(left.contains(Features::HOST_ECN | Features::GUEST_ECN));
+        let left = left.without(Features::HOST_TSO6 | Features::GUEST_TSO4);
+        assert!(!left.intersects(Features::HOST_ECN | Features::GUEST_ECN));
+        assert!(left.contains(Features::HOST_USO | Features::GUEST_USO4));
+        let left = left.without(Features::CTRL_VQ);
+        assert!(!left.contains(Features::CTRL_GUEST_OFFLOADS));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! `struct virtio_net_hdr`: what goes before each packet in a buffer (VIRTIO 1.3, 5.1.6).
 
 use nic_model::counters::Drop;
-use nic_model::frame::{Checksum, Frame};
+use nic_model::frame::{Checksum, Contents, Frame, Gso, Segmentation};
 use nic_model::rss::HashReport;
+use nic_model::segment;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -59,13 +62,13 @@ pub fn plain(flags: u8, hash: u32, report: HashReport) -> [u8; MAX_HEADER] {
 }
 
 impl NetHeader {
-    /// The header of a received packet that spans `num_buffers` buffers.
+    /// The header of a received packet that spans `num_buffers` buffers, and that the driver [`takes`] as it is.
     #[must_use]
     #[inline]
     pub fn received(frame: &Frame, num_buffers: u16, features: Features) -> Self {
         let valid =
             matches!(frame.checksum, Checksum::Valid) && features.contains(Features::GUEST_CSUM);
-        NetHeader {
+        let mut header = NetHeader {
             flags: if valid {
                 VIRTIO_NET_HDR_F_DATA_VALID as u8
             } else {
@@ -75,6 +78,53 @@ impl NetHeader {
             hash_value: U32::new(frame.hash),
             hash_report: U16::new(frame.hash_report as u16),
             ..Default::default()
+        };
+        if matches!(frame.checksum, Checksum::Partial { .. }) {
+            header.set_offloads(frame);
+        }
+        header
+    }
+
+    /// Says what has yet to be done to `frame` (VIRTIO 1.3, 5.1.6.4.1): its checksum, and cutting it.
+    #[cold]
+    pub fn set_offloads(&mut self, frame: &Contents) {
+        let Checksum::Partial { start, offset } = frame.checksum else {
+            return;
+        };
+        self.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+        self.csum_start.set(start);
+        self.csum_offset.set(offset);
+        self.gso_type = match frame.gso.kind {
+            Segmentation::None => return,
+            Segmentation::Tcpv4 => VIRTIO_NET_HDR_GSO_TCPV4,
+            Segmentation::Tcpv6 => VIRTIO_NET_HDR_GSO_TCPV6,
+            Segmentation::Udp => VIRTIO_NET_HDR_GSO_UDP_L4,
+        } as u8;
+        if segment::reduces_congestion_window(frame) {
+            self.gso_type |= VIRTIO_NET_HDR_GSO_ECN as u8;
+        }
+        self.gso_size.set(frame.gso.size);
+        self.hdr_len.set(frame.gso.headers.into());
+    }
+
+    /// Notes in `frame`, which came from software with this header, what has yet to be done to it. Whether it can be cut, the
+    /// port finds out.
+    #[inline]
+    pub fn tell(&self, frame: &mut Contents) {
+        if u32::from(self.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+            let (start, offset) = (self.csum_start.get(), self.csum_offset.get());
+            if usize::from(start) + usize::from(offset) + 2 <= frame.len() {
+                frame.checksum = Checksum::Partial { start, offset };
+            }
+        }
+        if self.gso_type != 0 {
+            let kind = u32::from(self.gso_type) & !VIRTIO_NET_HDR_GSO_ECN;
+            frame.gso.kind = match kind {
+                VIRTIO_NET_HDR_GSO_TCPV4 => Segmentation::Tcpv4,
+                VIRTIO_NET_HDR_GSO_TCPV6 => Segmentation::Tcpv6,
+                _ => Segmentation::Udp,
+            };
+            frame.gso.size = self.gso_size.get();
         }
     }
 
@@ -98,6 +148,61 @@ impl NetHeader {
             offset: self.csum_offset.get(),
         })
     }
+
+    /// What the header of a super-frame asks for (VIRTIO 1.3, 5.1.6.2.1). Its lengths are not looked at: the card finds the headers itself.
+    ///
+    /// # Errors
+    /// [`Drop::TxMalformed`] if that was not negotiated, or cannot be.
+    #[cold]
+    pub fn segmentation(&self, features: Features) -> Result<(Checksum, Gso), Drop> {
+        let ecn = u32::from(self.gso_type) & VIRTIO_NET_HDR_GSO_ECN;
+        let (kind, needed) = match u32::from(self.gso_type) & !VIRTIO_NET_HDR_GSO_ECN {
+            VIRTIO_NET_HDR_GSO_TCPV4 => (Segmentation::Tcpv4, Features::HOST_TSO4),
+            VIRTIO_NET_HDR_GSO_TCPV6 => (Segmentation::Tcpv6, Features::HOST_TSO6),
+            VIRTIO_NET_HDR_GSO_UDP_L4 if ecn == 0 => (Segmentation::Udp, Features::HOST_USO),
+            _ => return Err(Drop::TxMalformed),
+        };
+        let with_ecn = ecn == 0 || features.contains(Features::HOST_ECN);
+        let needs_checksum = u32::from(self.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+        let needed = needed | Features::CSUM;
+        let size = self.gso_size.get();
+        if !features.contains(needed) || !with_ecn || !needs_checksum || size == 0 {
+            return Err(Drop::TxMalformed);
+        }
+        let checksum = Checksum::Partial {
+            start: self.csum_start.get(),
+            offset: self.csum_offset.get(),
+        };
+        let gso = Gso {
+            kind,
+            headers: 0,
+            size,
+        };
+        Ok((checksum, gso))
+    }
+}
+
+/// Whether a driver that takes the offloads in `features` takes `frame` as it is; otherwise the card has to complete its checksum,
+/// or to cut it.
+#[must_use]
+#[inline]
+pub fn takes(frame: &Contents, features: Features) -> bool {
+    !matches!(frame.checksum, Checksum::Partial { .. }) || takes_partial(frame, features)
+}
+
+#[cold]
+fn takes_partial(frame: &Contents, features: Features) -> bool {
+    let needed = match frame.gso.kind {
+        Segmentation::None => Features::empty(),
+        Segmentation::Tcpv4 => Features::GUEST_TSO4,
+        Segmentation::Tcpv6 => Features::GUEST_TSO6,
+        Segmentation::Udp if segment::is_ipv6(frame) => Features::GUEST_USO6,
+        Segmentation::Udp => Features::GUEST_USO4,
+    };
+    features.contains(needed | Features::GUEST_CSUM)
+        && (frame.gso.kind == Segmentation::None
+            || features.contains(Features::GUEST_ECN)
+            || !segment::reduces_congestion_window(frame))
 }
 
 #[cfg(test)]
@@ -140,7 +245,55 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(gso.offloads(Features::all()), Err(Drop::TxMalformed));
+        assert_eq!(gso.segmentation(Features::all()), Err(Drop::TxMalformed));
         let plain = NetHeader::default();
         assert_eq!(plain.offloads(Features::empty()), Ok(Checksum::Unknown));
+    }
+
+    #[test]
+    fn super_frames_may_be_asked_for_as_negotiated() {
+        let header = |gso_type: u8, flags: u8, gso_size: u16| NetHeader {
+            flags,
+            gso_type,
+            gso_size: U16::new(gso_size),
+            csum_start: U16::new(34),
+            csum_offset: U16::new(16),
+            ..Default::default()
+        };
+        let partial = Checksum::Partial {
+            start: 34,
+            offset: 16,
+        };
+        for (gso_type, kind, feature) in [
+            (1, Segmentation::Tcpv4, Features::HOST_TSO4),
+            (4, Segmentation::Tcpv6, Features::HOST_TSO6),
+            (5, Segmentation::Udp, Features::HOST_USO),
+        ] {
+            let needed = Features::CSUM | feature;
+            let gso = Gso {
+                kind,
+                headers: 0,
+                size: 1448,
+            };
+            assert_eq!(
+                header(gso_type, 1, 1448).segmentation(needed),
+                Ok((partial, gso))
+            );
+            let refused = Err(Drop::TxMalformed);
+            for missing in [Features::CSUM, feature] {
+                let features = Features::all() - missing;
+                assert_eq!(header(gso_type, 1, 1448).segmentation(features), refused);
+            }
+            assert_eq!(header(gso_type, 0, 1448).segmentation(needed), refused);
+            assert_eq!(header(gso_type, 1, 0).segmentation(needed), refused);
+            let ecn = header(gso_type | 0x80, 1, 1448);
+            assert_eq!(ecn.segmentation(needed), refused);
+            let with_ecn = ecn.segmentation(needed | Features::HOST_ECN);
+            assert_eq!(with_ecn.is_ok(), kind != Segmentation::Udp);
+        }
+        for unknown in [0, 2, 3, 6, 0x40, 0x80, 0x83, 0xff] {
+            let asked = header(unknown, 1, 1448).segmentation(Features::all());
+            assert_eq!(asked, Err(Drop::TxMalformed), "{unknown}");
+        }
     }
 }

@@ -186,6 +186,8 @@ mod coalescing_tests;
 #[cfg(test)]
 mod filter_tests;
 #[cfg(test)]
+mod offload_tests;
+#[cfg(test)]
 mod ring_reset_tests;
 #[cfg(test)]
 mod stats_tests;

@@ -15,6 +15,9 @@ use crate::ring::{Chain, Fault, Ring};
 use crate::virtio_net::{Dma, Virtqueue};
 use crate::vring::Vring;
 
+mod cut;
+pub(crate) use cut::Cutter;
+
 /// What became of a frame.
 enum Outcome {
     Delivered,
@@ -40,11 +43,12 @@ pub(crate) fn deliver(
         Vring::Packed(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
     };
     let counters = &mut queue.counters;
-    counters.packets += tally.delivered as u64;
+    counters.packets += (tally.delivered + tally.segments) as u64;
+    counters.segments_made += tally.segments as u64;
     counters.bytes += tally.octets as u64;
     let taken = tally.delivered + tally.dropped;
     if tally.unverified {
-        counters.count_checksums(&frames[..taken]);
+        counters.count_checksums(&frames[..taken], features);
     }
     (taken, result)
 }
@@ -53,6 +57,8 @@ pub(crate) fn deliver(
 #[derive(Default)]
 struct Tally {
     delivered: usize,
+    /// Delivered segments of super-frames, beyond one a super-frame that was delivered.
+    segments: usize,
     /// In the frames delivered.
     octets: usize,
     dropped: usize,
@@ -104,7 +110,14 @@ fn burst<R: Ring, const HEADER: usize>(
         let Some((frame, rest)) = frames[done..].split_first() else {
             return Ok(());
         };
-        // The next buffer is not as most are, or there is none.
+        if !header::takes(frame, features) {
+            if !cut::deliver(ring, dma, features, frame, drops, tally)? {
+                return Ok(());
+            }
+            frames = rest;
+            continue;
+        }
+        // The next frame or buffer is not as most are, or there is none.
         let start = ring.position();
         let gathered = gather(ring, dma, features, frame);
         match gathered.inspect_err(|_| ring.rewind(start))? {
@@ -136,6 +149,9 @@ fn places<R: Ring, const HEADER: usize>(
     let mut octets = 0;
     let mut left = frames.iter();
     while let Some(frame) = left.as_slice().first() {
+        if matches!(frame.checksum, Checksum::Partial { .. }) {
+            break;
+        }
         let len = HEADER + frame.len();
         let Some((chain, place)) = ring.fetch_place(memory, Access::Write, len) else {
             break;

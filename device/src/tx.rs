@@ -48,8 +48,13 @@ pub(crate) fn fetch(
     (tally.read, result)
 }
 
+mod super_frame;
+
 /// Packets that the processor fetches at the same time.
 const AHEAD: usize = 16;
+
+/// Octets after which a burst ends: with super-frames a whole one would keep the line from the other queues for milliseconds.
+const ENOUGH: usize = 256 * 1024;
 
 /// What became of a burst.
 #[derive(Clone, Copy, Default)]
@@ -101,8 +106,13 @@ impl Engine<'_> {
         dma: &mut Dma,
         budget: usize,
     ) -> Result<(), Fault> {
-        while self.tally.read < budget {
+        while self.tally.read < budget && self.tally.octets < ENOUGH {
+            // Each may be a super-frame.
             let asked = (budget - self.tally.read).min(AHEAD);
+            let asked = asked.min(self.pool.big_room());
+            if asked == 0 {
+                break;
+            }
             if self.enabled && self.places::<R, HEADER>(ring, &dma.memory, asked) == asked {
                 continue;
             }
@@ -135,14 +145,15 @@ impl Engine<'_> {
             let whole = place.read(&mut header);
             let mut frame = self.pool.take();
             let len = place.len();
-            let copied = if let Some(room) = frame.buffer_mut().get_mut(..len)
-                && whole
+            let copied = if !whole {
+                Err(Drop::TxUndersize)
+            } else if let Some(room) = frame.buffer_mut().get_mut(..len)
                 && place.read(room)
             {
                 frame.set_len(len);
                 self.offloads(&header, &mut frame)
             } else {
-                Err(Drop::TxOversize)
+                self.copy_super(&header, len, &mut frame, |room| place.read(room))
             };
             self.pass(frame, copied);
         }
@@ -151,11 +162,14 @@ impl Engine<'_> {
 
     /// Notes what the header of a packet asks for.
     #[inline(always)] // on the way of each packet
-    fn offloads(&self, header: &[u8], frame: &mut Frame) -> Result<(), Drop> {
+    fn offloads(&mut self, header: &[u8], frame: &mut Frame) -> Result<(), Drop> {
         // Most ask for nothing.
         if header[..2] != [0, 0] {
             let mut asked = NetHeader::default();
             asked.as_mut_bytes()[..header.len()].copy_from_slice(header);
+            if asked.gso_type != 0 {
+                return self.move_super(&asked, frame);
+            }
             frame.checksum = asked.offloads(self.features)?;
         }
         Ok(())
@@ -199,7 +213,7 @@ impl Engine<'_> {
     }
 
     /// Copies the packet in `readable` into `frame`.
-    fn copy(&self, readable: &Scatter, frame: &mut Frame) -> Result<(), Drop> {
+    fn copy(&mut self, readable: &Scatter, frame: &mut Frame) -> Result<(), Drop> {
         let header_len = self.features.header_len();
         let len = readable.len().checked_sub(header_len as u64);
         let len = len.ok_or(Drop::TxUndersize)? as usize;
@@ -207,10 +221,11 @@ impl Engine<'_> {
         let header = &mut header[..header_len];
         let mut cursor = readable.cursor();
         cursor.read(header);
-        self.offloads(header, frame)?;
-        let room = frame.buffer_mut().get_mut(..len).ok_or(Drop::TxOversize)?;
+        let Some(room) = frame.buffer_mut().get_mut(..len) else {
+            return self.copy_super(header, len, frame, |room| cursor.read(room) == len);
+        };
         cursor.read(room);
         frame.set_len(len);
-        Ok(())
+        self.offloads(header, frame)
     }
 }

@@ -3,19 +3,22 @@
 //! Virtqueues are numbered as in VIRTIO 1.3, 5.1.2: receive and transmit of each pair in turn, then the
 //! control queue. Each may be set up, stopped and set up again at any time, on its own.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
 use log::{info, warn};
-use nic_model::counters::Drops;
+use nic_model::counters::{Drops, GsoCounters};
 use nic_model::frame::{Checksum, Frame, Pool};
 use nic_model::host::{Direction, Host, QueueIndex};
 use serde::Serialize;
 
 use crate::features::Features;
+use crate::header::takes;
 use crate::interrupt::Interrupt;
 use crate::memory::{GuestMemory, Scatter};
 use crate::ring::{BadRing, Chain, Fault, Layout, RingState};
+use crate::rx::Cutter;
 use crate::vring::Vring;
 use crate::{rx, tx};
 
@@ -32,6 +35,10 @@ pub struct VirtqueueCounters {
     pub checksum_none: u64,
     /// Received packets whose TCP or UDP checksum is wrong.
     pub checksum_bad: u64,
+    /// Super-frames that the driver received whole.
+    pub gso: GsoCounters,
+    /// Received packets that were cut from super-frames, beyond one each.
+    pub segments_made: u64,
     /// Times that a kick woke the worker; while it is awake it needs none.
     pub kicks: u64,
     /// Interrupts raised.
@@ -53,13 +60,20 @@ impl VirtqueueCounters {
         self.packets - self.checksum_partial - self.checksum_none - self.checksum_bad
     }
 
-    /// Counts what is known of the checksums of `frames`.
+    /// Counts what a driver that accepted `features` knows of the checksums of `frames`.
     #[cold]
-    pub(crate) fn count_checksums(&mut self, frames: &[Frame]) {
+    pub(crate) fn count_checksums(&mut self, frames: &[Frame], features: Features) {
         for frame in frames {
             match frame.checksum {
                 Checksum::Valid => {}
-                Checksum::Partial { .. } => self.checksum_partial += 1,
+                // It was completed.
+                Checksum::Partial { .. } if !takes(frame, features) => {}
+                Checksum::Partial { .. } => {
+                    self.checksum_partial += 1;
+                    if frame.is_super() {
+                        self.gso.count(frame);
+                    }
+                }
                 Checksum::Unknown => self.checksum_none += 1,
                 Checksum::Bad => self.checksum_bad += 1,
             }
@@ -76,6 +90,8 @@ pub(crate) struct Dma {
     pub(crate) writable: Scatter,
     /// Chains that one received packet spans, each with its octets.
     pub(crate) chains: Vec<(Chain, u64)>,
+    /// For received packets that the driver does not take as they are.
+    pub(crate) cutter: Cutter,
 }
 
 /// A virtqueue that is set up.
@@ -152,6 +168,8 @@ pub struct VirtioNet {
     queue_pairs: u16,
     offered: Features,
     acked: Features,
+    /// Those of them that the driver does not want at the moment.
+    switched_off: Cell<Features>,
     memory: Option<Arc<GuestMemory>>,
     queues: Vec<Option<Virtqueue>>,
     /// Where packed rings stood that could not be set up again.
@@ -169,6 +187,7 @@ impl VirtioNet {
             queue_pairs,
             offered,
             acked: Features::empty(),
+            switched_off: Cell::default(),
             memory: None,
             queues: (0..queues).map(|_| None).collect(),
             lost: vec![None; queues],
@@ -205,6 +224,9 @@ impl VirtioNet {
     /// # Errors
     /// A ring is not in guest memory any more as the new features need it; that queue is gone.
     pub(crate) fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
+        if (self.acked ^ acked).intersects(Features::GUEST_OFFLOADS) {
+            self.switched_off.take();
+        }
         self.acked = acked;
         self.rebuild()
     }
@@ -272,6 +294,7 @@ impl VirtioNet {
                 readable: Scatter::new(memory.clone(), size),
                 writable: Scatter::new(memory.clone(), size),
                 chains: Vec::with_capacity(size),
+                cutter: Cutter::default(),
                 memory,
             },
             enabled: setup.enabled,
@@ -378,6 +401,18 @@ impl VirtioNet {
             self.tear_down(index);
         }
         self.acked = Features::empty();
+        self.switched_off.take();
+    }
+
+    /// Delivers received frames as to a driver that did not accept `off`.
+    pub fn switch_offloads_off(&self, off: Features) {
+        self.switched_off.set(off);
+    }
+
+    /// The offloads that the driver takes at the moment.
+    #[must_use]
+    pub fn guest_offloads(&self) -> Features {
+        (self.acked & Features::GUEST_OFFLOADS) - self.switched_off.get()
     }
 
     fn each(&mut self, index: usize, change: impl FnOnce(&mut Virtqueue)) {
@@ -464,7 +499,7 @@ impl Host for VirtioNet {
 
     fn deliver(&mut self, queue: QueueIndex, frames: &[Frame], drops: &mut Drops) -> usize {
         let index = virtqueue(queue, Direction::Receive);
-        let features = self.acked;
+        let features = self.acked - self.switched_off.get();
         let Some(queue) = self.sound(index) else {
             return 0;
         };

@@ -1,12 +1,16 @@
 //! What happened to every frame.
 //!
-//! Each frame ends in exactly one counter: `frames in = delivered + dropped (by reason) + still in the FIFO`,
-//! and `frames fetched = sent + dropped (by reason) + still on their way to the port`. [`PortCounters::receive_balance`] and
+//! Each frame ends in exactly one counter: `frames in = delivered + dropped (by reason) + merged + still in the FIFO`,
+//! and `frames fetched + segments made = sent + dropped (by reason) + still on their way to the port`. Frames are merged where
+//! several go on as one super-frame, and segments made where one goes on as several. [`PortCounters::receive_balance`] and
 //! [`PortCounters::transmit_balance`] say so, and tests hold every path to it.
 
 use std::fmt;
 
 use serde::Serialize;
+
+use crate::frame::Contents;
+use crate::segment;
 
 macro_rules! drops {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -38,6 +42,8 @@ drops! {
     RxOversize = "rx_oversize",
     /// Longer than the port's maximum, check sequence wrong (etherStatsJabbers).
     RxJabber = "rx_jabbers",
+    /// The wire's software gave several frames in one that cannot be cut into them.
+    RxMalformed = "rx_malformed",
     /// Not for this station: the address filter did not admit it.
     RxFiltered = "rx_filtered",
     /// Of a VLAN that is not in the VLAN filter's table.
@@ -157,10 +163,14 @@ pub struct PortCounters {
     pub rx_checksum_good: u64,
     /// Frames whose TCP or UDP checksum is wrong; they are delivered, and the driver is not told that they are good.
     pub rx_checksum_bad: u64,
+    /// Frames that go to the host with the one before them, in one super-frame.
+    pub rx_merged: u64,
     /// Frames delivered to the host.
     pub rx_delivered: u64,
     /// Frames read from the host.
     pub tx_fetched: u64,
+    /// Segments that super-frames stood for on the line, beyond one each.
+    pub tx_segments_made: u64,
     /// Frames sent on the line.
     pub tx_frames: u64,
     /// Octets of those.
@@ -204,6 +214,40 @@ pub(crate) struct Sent {
     link_down: u64,
 }
 
+/// Counts of super-frames, and of the frames that they stand for. Octets are without check sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GsoCounters {
+    /// Super-frames.
+    pub packets: u64,
+    /// Octets of those.
+    pub bytes: u64,
+    /// Frames that they stand for.
+    pub segments: u64,
+    /// Octets of those.
+    pub segment_bytes: u64,
+    /// Packets that were to be cut, and are no longer than a segment.
+    pub packets_whole: u64,
+    /// Octets of those.
+    pub bytes_whole: u64,
+}
+
+impl GsoCounters {
+    /// Counts a super-frame that was admitted, or what turned out to be none.
+    pub fn count(&mut self, frame: &Contents) {
+        let octets = frame.len() as u64;
+        if !frame.is_super() {
+            self.packets_whole += 1;
+            self.bytes_whole += octets;
+            return;
+        }
+        let segments = segment::frames(frame) as u64;
+        self.packets += 1;
+        self.bytes += octets;
+        self.segments += segments;
+        self.segment_bytes += octets + (segments - 1) * u64::from(frame.gso.headers);
+    }
+}
+
 /// Counts of one queue pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QueueCounters {
@@ -217,6 +261,8 @@ pub struct QueueCounters {
     pub tx_passed: u64,
     /// Frames whose TCP or UDP checksum was computed and inserted.
     pub tx_checksum_inserted: u64,
+    /// Super-frames read from the host.
+    pub tx_gso: GsoCounters,
     /// Dropped frames by reason.
     #[serde(serialize_with = "serialize_drops")]
     pub drops: Drops,
@@ -247,13 +293,14 @@ impl PortCounters {
         self.rx_frames as i64
             - self.rx_delivered as i64
             - self.drops.received() as i64
+            - self.rx_merged as i64
             - in_fifo as i64
     }
 
     /// Frames fetched less frames accounted for; `in_queue` are those between the queues and the port. Always zero.
     #[must_use]
     pub fn transmit_balance(&self, in_queue: usize) -> i64 {
-        self.tx_fetched as i64
+        self.tx_fetched as i64 + self.tx_segments_made as i64
             - self.tx_frames as i64
             - self.drops.transmitted() as i64
             - in_queue as i64

@@ -48,6 +48,32 @@ pub enum Checksum {
     },
 }
 
+/// Which frames a super-frame stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Segmentation {
+    /// Itself: it is an ordinary frame.
+    #[default]
+    None,
+    /// Segments of TCP over IPv4.
+    Tcpv4,
+    /// Segments of TCP over IPv6.
+    Tcpv6,
+    /// Datagrams of UDP over either.
+    Udp,
+}
+
+/// The state of a frame's segmentation. A super-frame has [`Checksum::Partial`]: each of its segments gets a checksum
+/// of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gso {
+    /// What it stands for.
+    pub kind: Segmentation,
+    /// Octets that each segment begins with; known once the card has looked at the super-frame ([`segment`](crate::segment)).
+    pub headers: u8,
+    /// Octets of payload in each segment but the last, which has the rest.
+    pub size: u16,
+}
+
 /// One Ethernet frame: a handle, the size of a pointer, to a buffer of the pool and what the card knows of its contents.
 #[derive(Debug)]
 pub struct Frame(Box<Contents>);
@@ -58,8 +84,8 @@ pub struct Frame(Box<Contents>);
 pub struct Contents {
     buffer: Box<[u8]>,
     len: u32,
-    /// Octets that the line carried and the buffer has no room for: too long for the card, and longer on the line
-    /// than it is here.
+    /// Octets that the line carried beyond those in the buffer: of a frame that is too long for the card, what the
+    /// buffer has no room for; of a super-frame, the headers that are repeated, check sequences and padding.
     pub excess: u32,
     /// Octets that it took on the line, with padding and check sequence; known once the port has received it.
     pub octets: u32,
@@ -75,7 +101,12 @@ pub struct Contents {
     pub fcs: Fcs,
     /// The state of its transport checksum.
     pub checksum: Checksum,
+    /// Whether it stands for several.
+    pub gso: Gso,
 }
+
+// What is added has to fit into the cache line.
+const _: () = assert!(size_of::<Contents>() == 64);
 
 impl Deref for Frame {
     type Target = Contents;
@@ -93,6 +124,21 @@ impl DerefMut for Frame {
 }
 
 impl Contents {
+    /// Forgets all but the buffer.
+    #[inline]
+    fn clear(&mut self) {
+        self.len = 0;
+        self.excess = 0;
+        self.octets = 0;
+        self.arrival = Nanos::ZERO;
+        self.hash = 0;
+        self.queue = QueueIndex(0);
+        self.hash_report = HashReport::None;
+        self.fcs = Fcs::Offloaded;
+        self.checksum = Checksum::Unknown;
+        self.gso = Gso::default();
+    }
+
     /// The frame's octets, from the destination address on.
     #[must_use]
     #[inline]
@@ -127,6 +173,13 @@ impl Contents {
         self.len = len.min(self.buffer.len()) as u32;
     }
 
+    /// Whether it is a super-frame, which stands for several frames.
+    #[must_use]
+    #[inline]
+    pub fn is_super(&self) -> bool {
+        self.gso.kind != Segmentation::None
+    }
+
     /// Copies `bytes` into the frame. Returns false, and leaves the frame empty, if they do not fit.
     #[must_use]
     pub fn fill(&mut self, bytes: &[u8]) -> bool {
@@ -140,10 +193,21 @@ impl Contents {
     }
 }
 
-/// Buffers of one size, used again and again, the last one given back first (it is still in the cache).
+/// Octets of a buffer for a super-frame: the longest IP packet behind an Ethernet header with tags. Each super-frame has one,
+/// however short it is.
+pub const BIG_BUFFER: usize = 64 * 1024 + 256;
+/// Big buffers that a pool lends, to packets as long as there is room, to received frames no more than some; and that it keeps.
+const BIG_LENT: usize = 48;
+const BIG_RECEIVED: usize = 32;
+const BIG_KEPT: usize = 16;
+
+/// Buffers of one size, used again and again, the last one given back first (it is still in the cache). A few big
+/// ones are for super-frames.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Frame>,
+    free_big: Vec<Frame>,
+    big_lent: usize,
     buffer_size: usize,
     lent: usize,
 }
@@ -154,9 +218,18 @@ impl Pool {
     pub fn new(buffer_size: usize) -> Self {
         Pool {
             free: Vec::with_capacity(1024),
+            free_big: Vec::new(),
+            big_lent: 0,
             buffer_size,
             lent: 0,
         }
+    }
+
+    /// Whether buffers for super-frames are in use: without, no frame at hand is one.
+    #[must_use]
+    #[inline]
+    pub fn lends_big(&self) -> bool {
+        self.big_lent > 0
     }
 
     /// Octets that a buffer holds.
@@ -176,25 +249,41 @@ impl Pool {
     pub fn take(&mut self) -> Frame {
         self.lent += 1;
         let Some(mut frame) = self.free.pop() else {
-            return self.make();
+            return Self::make(self.buffer_size);
         };
-        let contents = &mut *frame;
-        contents.len = 0;
-        contents.excess = 0;
-        contents.octets = 0;
-        contents.arrival = Nanos::ZERO;
-        contents.hash = 0;
-        contents.queue = QueueIndex(0);
-        contents.hash_report = HashReport::None;
-        contents.fcs = Fcs::Offloaded;
-        contents.checksum = Checksum::Unknown;
+        frame.clear();
+        frame
+    }
+
+    /// Big buffers that packets may be given before some have to come back.
+    #[must_use]
+    #[inline]
+    pub fn big_room(&self) -> usize {
+        BIG_LENT.saturating_sub(self.big_lent)
+    }
+
+    /// An empty frame with a buffer of [`BIG_BUFFER`] octets for a received super-frame, or none if too many are in use.
+    #[cold]
+    pub fn take_big_received(&mut self) -> Option<Frame> {
+        (self.big_lent < BIG_RECEIVED).then(|| self.take_big())
+    }
+
+    /// An empty frame with a buffer of [`BIG_BUFFER`] octets, whoever asks for it: see [`Pool::big_room`].
+    #[cold]
+    pub fn take_big(&mut self) -> Frame {
+        self.lent += 1;
+        self.big_lent += 1;
+        let Some(mut frame) = self.free_big.pop() else {
+            return Self::make(BIG_BUFFER);
+        };
+        frame.clear();
         frame
     }
 
     #[cold]
-    fn make(&self) -> Frame {
+    fn make(buffer_size: usize) -> Frame {
         Frame(Box::new(Contents {
-            buffer: vec![0; self.buffer_size].into_boxed_slice(),
+            buffer: vec![0; buffer_size].into_boxed_slice(),
             len: 0,
             excess: 0,
             octets: 0,
@@ -204,6 +293,7 @@ impl Pool {
             hash_report: HashReport::None,
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,
+            gso: Gso::default(),
         }))
     }
 
@@ -211,7 +301,24 @@ impl Pool {
     #[inline]
     pub fn give(&mut self, frame: Frame) {
         self.lent -= 1;
-        self.free.push(frame);
+        if self.big_lent > 0 && self.is_big(&frame) {
+            self.give_big(frame);
+        } else {
+            self.free.push(frame);
+        }
+    }
+
+    #[inline]
+    fn is_big(&self, frame: &Frame) -> bool {
+        frame.buffer.len() != self.buffer_size
+    }
+
+    #[cold]
+    fn give_big(&mut self, frame: Frame) {
+        self.big_lent = self.big_lent.saturating_sub(1);
+        if self.free_big.len() < BIG_KEPT {
+            self.free_big.push(frame);
+        }
     }
 
     /// A frame comes from another pool of buffers of this size, to be given to this one in the end.
@@ -220,15 +327,29 @@ impl Pool {
         self.lent += 1;
     }
 
-    /// A frame goes to another pool of buffers of this size.
+    /// A frame goes to another pool of buffers of this size. A big one counts as lent until that one has sent another for it
+    /// ([`Pool::take_for`]).
     #[inline]
     pub fn part_with(&mut self) {
         self.lent -= 1;
     }
 
+    /// An empty frame with a buffer as large as that of `frame`, for the pool that has given that one away.
+    #[inline]
+    pub fn take_for(&mut self, frame: &Frame) -> Frame {
+        if self.is_big(frame) {
+            self.take_big()
+        } else {
+            self.take()
+        }
+    }
+
     /// Takes the buffers of all `frames` back.
     #[inline]
     pub fn give_all(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        if self.big_lent > 0 {
+            return frames.into_iter().for_each(|frame| self.give(frame));
+        }
         let before = self.free.len();
         self.free.extend(frames);
         self.lent -= self.free.len() - before;
@@ -250,6 +371,26 @@ mod tests {
         assert_eq!(frame.len(), 0);
         assert_eq!(frame.buffer_mut().as_ptr(), address);
         assert_eq!(pool.lent(), 1);
+    }
+
+    #[test]
+    fn big_buffers_are_lent_apart_and_not_without_end() {
+        let mut pool = Pool::new(2048);
+        let mut big: Vec<_> = std::iter::from_fn(|| pool.take_big_received()).collect();
+        assert_eq!((big.len(), pool.lent()), (BIG_RECEIVED, BIG_RECEIVED));
+        assert_eq!(pool.big_room(), BIG_LENT - BIG_RECEIVED);
+        let (usual, mut back) = (pool.take(), big.pop().unwrap());
+        assert_eq!(back.buffer_mut().len(), BIG_BUFFER);
+        let address = back.buffer_mut().as_ptr();
+        pool.give_all([usual, back]);
+        assert_eq!(pool.take().buffer_mut().len(), 2048);
+        let mut again = pool.take_big_received().expect("one is free");
+        assert_eq!(again.buffer_mut().as_ptr(), address);
+        assert!(pool.take_big_received().is_none());
+        pool.give_all(big);
+        assert_eq!(pool.free_big.len(), BIG_KEPT, "the others are gone");
+        pool.give(again);
+        assert!(!pool.lends_big());
     }
 
     #[test]

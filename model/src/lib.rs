@@ -29,6 +29,7 @@ pub mod phy;
 pub mod port;
 pub mod queues;
 pub mod rss;
+pub mod segment;
 pub mod time;
 pub mod tunnel;
 pub mod vlan;

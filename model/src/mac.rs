@@ -8,6 +8,7 @@
 use crate::checksum;
 use crate::counters::Drop;
 use crate::frame::{Checksum, Contents, ETHERNET_HEADER, FCS, Fcs, VLAN_TAG};
+use crate::segment::{self, Unfit};
 
 /// The shortest frame, in octets with its check sequence.
 pub const MIN_FRAME: usize = 64;
@@ -46,7 +47,7 @@ impl Mac {
 
     /// Whether `octets`, check sequence included, are too many for `frame`.
     #[inline]
-    fn oversize(&self, frame: &[u8], octets: usize) -> bool {
+    pub(crate) fn oversize(&self, frame: &[u8], octets: usize) -> bool {
         octets > self.max_untagged && octets > self.max_untagged + tags(frame) * VLAN_TAG
     }
 
@@ -95,6 +96,20 @@ impl Mac {
                 Ok(())
             }
         }
+    }
+
+    /// As [`Mac::prepare`], for a super-frame.
+    ///
+    /// # Errors
+    /// The reason for which it cannot be sent.
+    #[cold]
+    pub fn prepare_super(&self, frame: &mut Contents) -> Result<bool, Drop> {
+        segment::admit(frame, self).map_err(Unfit::sent)?;
+        if frame.is_super() {
+            // Each segment gets a checksum of its own.
+            return Ok(true);
+        }
+        self.prepare(frame)
     }
 
     /// Makes a driver's packet a frame that may go on the line. Returns whether a checksum was inserted.

@@ -112,6 +112,8 @@ pub struct Port {
     first_tx: usize,
     /// Whether the line was too busy for what the host may have to send.
     tx_paused: bool,
+    /// Whether the wire gives and takes super-frames.
+    wire_has_super_frames: bool,
 }
 
 /// What a port has done and where it stands, at one instant.
@@ -183,6 +185,7 @@ impl Port {
             lines: vec![LineCounters::default(); config.queue_pairs.max(1).into()],
             first_tx: 0,
             tx_paused: false,
+            wire_has_super_frames: false,
         }
     }
 
@@ -204,8 +207,9 @@ impl Port {
         // to be dropped if it has to be.
         // A queue that has no room for one will drop it, and does not hold up the others.
         let buffer = self.pool.buffer_size();
+        let longest = self.longest();
         let free = self.fifos.iter().map(Occupancy::free);
-        let free = free.filter(|&free| free >= buffer).min().unwrap_or(0);
+        let free = free.filter(|&free| free >= longest).min().unwrap_or(0);
         (free / buffer).clamp(1, BURST)
     }
 
@@ -219,8 +223,14 @@ impl Port {
         self.counters.rx_frames += frames.len() as u64;
         let usual = self.filter.admits_own() && self.hash_tunnel_types.is_empty();
         let mut dropped = 0;
+        let has_super_frames = self.pool.lends_big();
         for frame in frames.iter_mut() {
-            if let Err(reason) = self.ingress(frame, usual) {
+            let outcome = if has_super_frames && frame.is_super() {
+                self.ingress_super(frame)
+            } else {
+                self.ingress(frame, usual)
+            };
+            if let Err(reason) = outcome {
                 self.counters.drops.count(reason);
                 frame.octets = DROPPED;
                 dropped += 1;
@@ -399,6 +409,10 @@ impl Port {
         if !self.phy.link() {
             self.counters.drops.count_many(Drop::TxLinkDown, count);
             self.pool.give_all(frames.drain(..));
+            return;
+        }
+        if self.pool.lends_big() {
+            self.send_super_frames(now, frames, out);
             return;
         }
         let line = &mut self.phy.tx;
@@ -596,5 +610,6 @@ impl Progress for Fifos<'_> {
     }
 }
 
+mod super_frames;
 #[cfg(test)]
 mod tests;

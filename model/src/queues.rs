@@ -147,9 +147,19 @@ impl Queues {
             return 0;
         }
         counters.tx_fetched += taken as u64;
+        let has_super_frames = pool.lends_big();
         let mut at = 0;
         while let Some(frame) = self.fetched.get_mut(at) {
-            match self.mac.prepare(frame) {
+            let prepared = if has_super_frames && frame.is_super() {
+                let prepared = self.mac.prepare_super(frame);
+                if prepared.is_ok() {
+                    counters.tx_gso.count(frame);
+                }
+                prepared
+            } else {
+                self.mac.prepare(frame)
+            };
+            match prepared {
                 Ok(inserted) => {
                     counters.tx_checksum_inserted += u64::from(inserted);
                     at += 1;

@@ -19,7 +19,10 @@ use nic_model::counters::Drop;
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
-use crate::support::{PATIENCE, TestNic, exchange, numbered_frame, split_memory, wait_until};
+use crate::support::{
+    PATIENCE, TestNic, exchange, numbered_frame, offered, split_memory, wait_until,
+    without_super_frames,
+};
 
 mod reconnect;
 
@@ -44,7 +47,7 @@ fn memory_of(persona: Persona) -> Arc<GuestMemory> {
 fn nic_for(persona: Persona) -> TestNic {
     TestNic::with("loopback", |config| {
         if persona == Persona::VirtioUser {
-            config.features = Features::supported(1).without(Features::CTRL_VQ);
+            config.features = offered(1).without(Features::CTRL_VQ);
         }
     })
 }
@@ -61,7 +64,7 @@ fn attach(persona: Persona, socket: &std::path::Path, size: u16) -> VirtnetInfo<
         FrontEnd::connect(persona, socket, memory_of(persona), options()).expect("a connection");
     let probe = ProbeOptions {
         queue_size: size,
-        ..ProbeOptions::default()
+        ..without_super_frames()
     };
     let guest = VirtnetInfo::probe(transport, &probe).expect("a device");
     catch_up(&guest);
@@ -255,7 +258,7 @@ fn the_second_front_end_waits_until_the_first_leaves() {
         .expect("its turn")
         .u64()
         .expect("a number");
-    assert_eq!(features, Features::supported(1).bits());
+    assert_eq!(features, offered(1).bits());
     assert_eq!(nic.status().connections, 2);
 }
 

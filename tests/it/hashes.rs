@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
-use nic_device::features::Features;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::hash_tunnel::VIRTIO_NET_HASH_TUNNEL_TYPE_VXLAN;
 use nic_guest::virtio_net::header::VirtioNetHdr;
@@ -14,7 +13,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::TestNic;
+use crate::support::{TestNic, offered};
 
 const PAIRS: u16 = 4;
 /// Frames of one connection.
@@ -68,7 +67,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
 fn plugged(features: u64) -> (TestNic, VirtnetInfo<VhostUser>) {
     let nic = TestNic::with("loopback", |config| {
         config.port.queue_pairs = PAIRS;
-        config.features = Features::supported(PAIRS);
+        config.features = offered(PAIRS);
     });
     let mut guest = nic.guest(&ProbeOptions {
         queue_pairs: PAIRS,

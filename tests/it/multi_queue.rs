@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use nic_device::features::Features;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::rss::RssConfig;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f, queue_config};
 
-use crate::support::{TestNic, wait_until};
+use crate::support::{TestNic, offered, wait_until};
 
 type Guest = VirtnetInfo<VhostUser>;
 
@@ -22,7 +21,7 @@ fn plugged(wire: &str, workers: u16, features: u64) -> (TestNic, Guest) {
     let nic = TestNic::with(wire, |config| {
         config.port.queue_pairs = PAIRS;
         config.port.link = false;
-        config.features = Features::supported(PAIRS);
+        config.features = offered(PAIRS);
         config.workers = workers;
     });
     let guest = nic.guest(&ProbeOptions {
@@ -257,7 +256,7 @@ fn a_front_end_that_has_the_control_queue_uses_what_it_enables() {
     let nic = TestNic::with("generator:flows=64,pps=50000", |config| {
         config.port.queue_pairs = PAIRS;
         config.port.link = false;
-        config.features = Features::supported(PAIRS);
+        config.features = offered(PAIRS);
     });
     let mut guest = nic.guest(&ProbeOptions {
         queue_pairs: PAIRS,

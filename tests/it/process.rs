@@ -18,13 +18,13 @@ use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 use nix::sys::signal::Signal;
 
 use self::child::{Serving, run};
-use crate::support::{exchange, numbered_frame, wait_until};
+use crate::support::{exchange, numbered_frame, wait_until, without_super_frames};
 
 /// A guest on the socket at `path`.
 fn guest(path: &Path) -> VirtnetInfo<VhostUser> {
     let memory = GuestMemory::new(32 << 20).expect("guest memory");
     let transport = VhostUser::connect(path, memory).expect("a connection");
-    VirtnetInfo::probe(transport, &ProbeOptions::default()).expect("a device")
+    VirtnetInfo::probe(transport, &without_super_frames()).expect("a device")
 }
 
 /// Text that is one line, and says all of `parts`.

@@ -17,7 +17,7 @@ use nic_guest::memory::GuestMemory;
 use nic_guest::transport::Transport;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::header::VirtioNetHdr;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features};
 use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
 use nic_testbed::in_process::InProcess;
@@ -51,7 +51,7 @@ impl TestNic {
                 fifo: PortConfig::default().fifo * usize::from(workers()),
                 ..PortConfig::default()
             },
-            features: Features::supported(1),
+            features: offered(1),
             wire: wire.parse().expect("a wire"),
             workers: workers(),
             poll: PollMode::Never,
@@ -116,6 +116,19 @@ impl TestNic {
             "{status:#?}"
         );
     }
+}
+
+/// A driver that takes all but super-frames, for which it would have buffers of 64 KiB each.
+pub fn without_super_frames() -> ProbeOptions {
+    ProbeOptions {
+        features: features::SUPPORTED & !features::SEGMENTATION,
+        ..ProbeOptions::default()
+    }
+}
+
+/// What the NICs of these tests offer: no super-frames, for which our driver has buffers of 64 KiB each.
+pub fn offered(pairs: u16) -> Features {
+    Features::supported(pairs) - Features::GUEST_GSO - Features::HOST_GSO
 }
 
 /// Workers of each NIC, unless a test says otherwise: $NIC_WORKERS, else one.
@@ -211,7 +224,7 @@ pub fn virtual_guest(wire: &str, change: impl FnOnce(&mut PortConfig)) -> Virtne
         speed: port.speed,
     };
     let spec: WireSpec = wire.parse().expect("a wire");
-    let nic = Nic::new(&port, Features::supported(1));
+    let nic = Nic::new(&port, offered(1));
     let card = Card::new(nic, spec.open(&facts).expect("a wire"), Nanos::ZERO);
     let memory = GuestMemory::new(32 << 20).expect("guest memory");
     let transport = InProcess::new(card, memory).expect("a mapping");

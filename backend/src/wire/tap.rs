@@ -1,30 +1,49 @@
 //! A TAP device of this host: its kernel is the link partner.
 //!
-//! Frames that the kernel sends through the interface enter, one `read` each, straight into the buffer that
-//! they stay in; frames of the card leave, one `write` each. The device is attached to if it exists (made persistent
+//! Frames that the kernel sends through the interface enter, one `readv` each, straight into the buffer that
+//! they stay in; frames of the card leave, one `writev` each. Before each stands a header of virtio's ([`NetHeader`]) that
+//! tells what has yet to be done to it: super-frames pass whole in both directions, and checksums that the kernel left to the card come as
+//! they are. The device is attached to if it exists (made persistent
 //! with `ip tuntap`), else created, brought up and given the port's MTU; one that was created here goes
 //! with the process. Its carrier follows the card's link. Dropped are frames that the kernel refuses
 //! (its interface down, its queue full) and those that waited in it while there was no link.
 
 use std::ffi::{c_int, c_short};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use log::{error, warn};
-use nic_model::frame::{Frame, Pool};
+use nic_device::header::{LEGACY_HEADER, NetHeader};
+use nic_model::frame::{BIG_BUFFER, Frame, Pool};
 use nic_model::time::Nanos;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::unistd::{read, write};
+use nix::sys::uio::{readv, writev};
+use nix::unistd::read;
+use zerocopy::IntoBytes;
 
 use super::Wire;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Frames that a TAP device's queue holds at most, with room to spare (its default is 1000).
 const STALE_AT_ONCE: usize = 10_000;
+
+/// What the kernel may leave to the card, and gives in one piece (TUNSETOFFLOAD; Linux: include/uapi/linux/if_tun.h).
+const TUN_F_CSUM: c_int = 0x01;
+const TUN_F_TSO4: c_int = 0x02;
+const TUN_F_TSO6: c_int = 0x04;
+const TUN_F_TSO_ECN: c_int = 0x08;
+const TUN_F_USO4: c_int = 0x20;
+const TUN_F_USO6: c_int = 0x40;
+const OFFLOADS: c_int = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+/// Linux from 6.2 on.
+const WITH_USO: c_int = OFFLOADS | TUN_F_USO4 | TUN_F_USO6;
+
+/// Octets that the next super-frame may take in a FIFO.
+const LONGEST: usize = 72 * 1024;
 
 /// Why a TAP device cannot be used, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +94,15 @@ pub fn is_name(name: &str) -> bool {
 pub struct Tap {
     name: String,
     device: File,
+    /// Where what is longer than a frame goes first.
+    rest: Box<[u8]>,
     received: u64,
     sent: u64,
+    /// Of those, super-frames.
+    received_super: u64,
+    sent_super: u64,
+    /// Super-frames that there was no buffer for.
+    no_buffer: u64,
     /// Frames refused because the interface is down, because its queue is full, and for any other reason.
     refused_down: u64,
     refused_full: u64,
@@ -114,8 +140,12 @@ impl Tap {
         let tap = Tap {
             name: name.to_owned(),
             device,
+            rest: vec![0; BIG_BUFFER].into_boxed_slice(),
             received: 0,
             sent: 0,
+            received_super: 0,
+            sent_super: 0,
+            no_buffer: 0,
             refused_down: 0,
             refused_full: 0,
             refused: 0,
@@ -123,10 +153,103 @@ impl Tap {
             stale: 0,
             gone: false,
         };
-        // Someone before us may have asked the kernel for super-frames, which need a header that we do not read.
-        let _ = ioctl::set_offloads(&tap.device, 0);
+        ioctl::set_header_len(&tap.device, LEGACY_HEADER as c_int).map_err(|errno| {
+            TapError::Failed {
+                what: "set the length of its headers",
+                source: errno.into(),
+            }
+        })?;
+        tap.set_offloads(true);
         tap.configure(existed, mtu)?;
         Ok(tap)
+    }
+
+    /// Has the kernel give super-frames and leave checksums to the card, as far as it can, or not.
+    fn set_offloads(&self, on: bool) {
+        let offloads: &[c_int] = if on { &[WITH_USO, OFFLOADS, 0] } else { &[0] };
+        // One that can do none of it gives whole frames.
+        offloads
+            .iter()
+            .find(|&&offloads| ioctl::set_offloads(&self.device, offloads).is_ok());
+    }
+
+    /// Reads the next frame. `None` if none waits.
+    fn read(&mut self, pool: &mut Pool) -> Option<Frame> {
+        while !self.gone {
+            let mut header = NetHeader::default();
+            let mut frame = pool.take();
+            let outcome = readv(
+                &self.device,
+                &mut [
+                    IoSliceMut::new(&mut header.as_mut_bytes()[..LEGACY_HEADER]),
+                    IoSliceMut::new(frame.buffer_mut()),
+                    IoSliceMut::new(&mut self.rest),
+                ],
+            );
+            match outcome {
+                Ok(octets) if octets > LEGACY_HEADER => {
+                    let len = octets - LEGACY_HEADER;
+                    self.received += 1;
+                    if let Some(frame) = self.finish(&header, len, frame, pool) {
+                        return Some(frame);
+                    }
+                }
+                outcome => {
+                    pool.give(frame);
+                    match outcome {
+                        Err(Errno::EAGAIN | Errno::EINTR) => {}
+                        Err(Errno::EBADFD) => self.lose(),
+                        _ => self.read_errors += 1,
+                    }
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Makes what was read, `len` octets of it, a frame.
+    #[inline]
+    fn finish(
+        &mut self,
+        header: &NetHeader,
+        len: usize,
+        mut frame: Frame,
+        pool: &mut Pool,
+    ) -> Option<Frame> {
+        if header.gso_type != 0 {
+            return self.finish_super(header, len, frame, pool);
+        }
+        frame.set_len(len);
+        frame.excess = (len - frame.len()) as u32;
+        header.tell(&mut frame);
+        Some(frame)
+    }
+
+    #[cold]
+    fn finish_super(
+        &mut self,
+        header: &NetHeader,
+        len: usize,
+        mut frame: Frame,
+        pool: &mut Pool,
+    ) -> Option<Frame> {
+        let Some(mut big) = pool.take_big_received() else {
+            self.no_buffer += 1;
+            pool.give(frame);
+            return None;
+        };
+        frame.set_len(len);
+        let here = frame.len();
+        let room = big.buffer_mut();
+        let len = len.min(room.len());
+        room[..here].copy_from_slice(frame.bytes());
+        room[here..len].copy_from_slice(&self.rest[..len - here]);
+        big.set_len(len);
+        header.tell(&mut big);
+        self.received_super += 1;
+        pool.give(frame);
+        Some(big)
     }
 
     fn configure(&self, existed: bool, mtu: u16) -> Result<(), TapError> {
@@ -187,39 +310,44 @@ impl Tap {
 
 impl Wire for Tap {
     fn receive(&mut self, now: Nanos, room: usize, pool: &mut Pool, frames: &mut Vec<Frame>) {
-        let room = if self.gone { 0 } else { room };
-        for _ in 0..room {
-            let mut frame = pool.take();
-            match read(&self.device, frame.buffer_mut()) {
-                Ok(len) if len > 0 => {
-                    frame.set_len(len);
-                    frame.arrival = now;
-                    frames.push(frame);
-                    self.received += 1;
-                }
-                outcome => {
-                    pool.give(frame);
-                    match outcome {
-                        Err(Errno::EAGAIN | Errno::EINTR) => {}
-                        Err(Errno::EBADFD) => self.lose(),
-                        _ => self.read_errors += 1,
-                    }
-                    break;
-                }
+        // The port says how many usual frames surely fit. As long as a super-frame does, the next one may be one.
+        let octets = room * pool.buffer_size();
+        let mut taken = 0;
+        for turn in 0..room {
+            if turn > 0 && taken + LONGEST > octets {
+                break;
             }
+            let Some(mut frame) = self.read(pool) else {
+                break;
+            };
+            frame.arrival = now;
+            taken += frame.len();
+            frames.push(frame);
         }
     }
 
     fn transmit(&mut self, _: Nanos, pool: &mut Pool, frames: &mut Vec<Frame>) {
         for frame in frames.drain(..) {
-            match write(&self.device, frame.bytes()) {
-                Ok(_) => self.sent += 1,
+            let mut header = NetHeader::default();
+            if frame.is_super() {
+                header.set_offloads(&frame);
+            }
+            let header = IoSlice::new(&header.as_bytes()[..LEGACY_HEADER]);
+            match writev(&self.device, &[header, IoSlice::new(frame.bytes())]) {
+                Ok(_) => {
+                    self.sent += 1;
+                    self.sent_super += u64::from(frame.is_super());
+                }
                 Err(Errno::EIO) => self.refused_down += 1,
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => self.refused_full += 1,
                 Err(_) => self.refused += 1,
             }
             pool.give(frame);
         }
+    }
+
+    fn has_super_frames(&self) -> bool {
+        true
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {
@@ -242,6 +370,9 @@ impl Wire for Tap {
         vec![
             ("tap_received", self.received),
             ("tap_sent", self.sent),
+            ("tap_received_super", self.received_super),
+            ("tap_sent_super", self.sent_super),
+            ("tap_no_buffer", self.no_buffer),
             ("tap_refused_down", self.refused_down),
             ("tap_refused_full", self.refused_full),
             ("tap_refused", self.refused),
@@ -257,6 +388,7 @@ mod ioctl {
 
     nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
     nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
+    nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
     nix::ioctl_write_ptr_bad!(tunsetcarrier, libc::TUNSETCARRIER, c_int);
     nix::ioctl_read_bad!(siocgifflags, libc::SIOCGIFFLAGS, libc::ifreq);
     nix::ioctl_read_bad!(siocgifmtu, libc::SIOCGIFMTU, libc::ifreq);
@@ -276,7 +408,8 @@ mod ioctl {
 
     pub fn attach(device: &File, name: &str) -> nix::Result<()> {
         let mut request = request(name);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as c_short;
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_VNET_HDR | libc::IFF_NO_PI) as c_short;
         // SAFETY: TUNSETIFF reads one `ifreq`, and `request` is one.
         unsafe { tunsetiff(device.as_raw_fd(), &request) }.map(drop)
     }
@@ -284,6 +417,11 @@ mod ioctl {
     pub fn set_offloads(device: &File, offloads: c_int) -> nix::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
         unsafe { tunsetoffload(device.as_raw_fd(), offloads) }.map(drop)
+    }
+
+    pub fn set_header_len(device: &File, len: c_int) -> nix::Result<()> {
+        // SAFETY: TUNSETVNETHDRSZ reads one `int`, and `len` is one.
+        unsafe { tunsetvnethdrsz(device.as_raw_fd(), &len) }.map(drop)
     }
 
     pub fn set_carrier(device: &File, up: bool) -> nix::Result<()> {
@@ -323,6 +461,8 @@ mod ioctl {
     }
 }
 
+#[cfg(test)]
+mod super_frame_tests;
 #[cfg(test)]
 mod tests {
     use super::*;

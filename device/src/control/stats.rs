@@ -1,8 +1,8 @@
 //! Device statistics: the driver reads what the card has counted (VIRTIO 1.4, 5.1.6.5.11).
 //!
 //! A request is an array of virtqueues and, for each, the groups that it asks for; the answer is one record a group,
-//! each behind its own header. One bad entry refuses the whole request. There are groups for what the card does: no
-//! segmentation and no speed allowance.
+//! each behind its own header. One bad entry refuses the whole request. There are groups for what the card does: none for
+//! speed allowances.
 
 use nic_model::counters::{Drop, LineCounters};
 use nic_model::frame::FCS;
@@ -10,7 +10,8 @@ use nic_model::host::Direction;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_STATS_GET, VIRTIO_NET_CTRL_STATS_QUERY, VIRTIO_NET_STATS_TYPE_REPLY_CVQ,
     VIRTIO_NET_STATS_TYPE_REPLY_RX_BASIC, VIRTIO_NET_STATS_TYPE_REPLY_RX_CSUM,
-    VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC, VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM,
+    VIRTIO_NET_STATS_TYPE_REPLY_RX_GSO, VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC,
+    VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM, VIRTIO_NET_STATS_TYPE_REPLY_TX_GSO,
 };
 
 use super::{Context, ControlCounters, HalfCounters, Refusal, Reply};
@@ -27,18 +28,22 @@ const HEADER: usize = 8;
 enum Group {
     RxBasic = VIRTIO_NET_STATS_TYPE_REPLY_RX_BASIC as u8,
     RxCsum = VIRTIO_NET_STATS_TYPE_REPLY_RX_CSUM as u8,
+    RxGso = VIRTIO_NET_STATS_TYPE_REPLY_RX_GSO as u8,
     TxBasic = VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC as u8,
     TxCsum = VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM as u8,
+    TxGso = VIRTIO_NET_STATS_TYPE_REPLY_TX_GSO as u8,
     Control = VIRTIO_NET_STATS_TYPE_REPLY_CVQ as u8,
 }
 
 impl Group {
     /// All, in the order of a reply.
-    const ALL: [Group; 5] = [
+    const ALL: [Group; 7] = [
         Group::RxBasic,
         Group::RxCsum,
+        Group::RxGso,
         Group::TxBasic,
         Group::TxCsum,
+        Group::TxGso,
         Group::Control,
     ];
 
@@ -47,11 +52,13 @@ impl Group {
         1 << self as u8
     }
 
-    /// The feature without which it cannot be asked for.
-    fn feature(self) -> Features {
+    /// The features without any of which it cannot be asked for.
+    fn features(self) -> Features {
         match self {
             Group::RxCsum => Features::GUEST_CSUM,
             Group::TxCsum => Features::CSUM,
+            Group::RxGso => Features::GUEST_GSO,
+            Group::TxGso => Features::HOST_GSO,
             Group::RxBasic | Group::TxBasic | Group::Control => Features::DEVICE_STATS,
         }
     }
@@ -78,7 +85,7 @@ fn bitmap(context: &Context<'_>, groups: impl IntoIterator<Item = Group>) -> u64
     let acked = context.device.acked();
     groups
         .into_iter()
-        .filter(|group| acked.contains(group.feature()))
+        .filter(|group| acked.intersects(group.features()))
         .fold(0, |bitmap, group| bitmap | group.bit())
 }
 
@@ -154,7 +161,13 @@ fn received(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         virtqueue.checksum_none,
         virtqueue.checksum_bad,
     ];
-    vec![(Group::RxBasic, basic), (Group::RxCsum, csum)]
+    let gso = &virtqueue.gso;
+    let gso = vec![gso.packets, gso.bytes, gso.segments, gso.segment_bytes];
+    vec![
+        (Group::RxBasic, basic),
+        (Group::RxCsum, csum),
+        (Group::RxGso, gso),
+    ]
 }
 
 fn sent(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
@@ -171,7 +184,20 @@ fn sent(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
     let needed = pair.tx_checksum_inserted;
     let prepared = pair.tx_fetched - pair.drops.transmitted();
     let csum = vec![prepared - needed, needed];
-    vec![(Group::TxBasic, basic), (Group::TxCsum, csum)]
+    let gso = &pair.tx_gso;
+    let gso = vec![
+        gso.packets,
+        gso.bytes,
+        gso.segments,
+        gso.segment_bytes,
+        gso.packets_whole,
+        gso.bytes_whole,
+    ];
+    vec![
+        (Group::TxBasic, basic),
+        (Group::TxCsum, csum),
+        (Group::TxGso, gso),
+    ]
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use nic_device::features::Features;
+use crate::support::offered;
 use nic_guest::memory::{GuestMemory, RegionInfo};
 use nic_guest::transport::message::{
     FLAG_REPLY, FLAG_VERSION, VRING_NOFD, config, memory_region, memory_table, single_region,
@@ -216,7 +216,7 @@ pub fn cases(fds: &Fds) -> Vec<Case> {
     ] {
         cases.push(case(name, Req::SET_VRING_ADDR, addr, &[]));
     }
-    let unoffered = !Features::supported(1).bits();
+    let unoffered = !offered(1).bits();
     for features in [unoffered, 1 << 62, u64::MAX, 1 << 14] {
         cases.push(case(
             format!("bits {features:#x}"),

@@ -7,12 +7,12 @@ use std::time::Duration;
 use nic_guest::memory::GuestMemory;
 use nic_guest::transport::message::Connection;
 use nic_guest::transport::vhost_user::VhostUser;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+use nic_guest::virtio_net::VirtnetInfo;
 use vhost::vhost_user::message::FrontendReq as Req;
 
 use super::cases::{Case, Fds, cases};
 use super::{assert_works, dial, greet, guest};
-use crate::support::{NicProcess, TestNic, wait_until};
+use crate::support::{NicProcess, TestNic, wait_until, without_super_frames};
 
 /// A small generator of pseudo-random numbers (xorshift).
 struct Random(u64);
@@ -114,7 +114,7 @@ fn nothing_is_left_of_hostile_front_ends() {
     let attach = || {
         let transport = VhostUser::connect(&socket, GuestMemory::new(8 << 20).expect("memory"))
             .expect("a connection");
-        let mut guest = VirtnetInfo::probe(transport, &ProbeOptions::default()).expect("a device");
+        let mut guest = VirtnetInfo::probe(transport, &without_super_frames()).expect("a device");
         assert_works(&mut guest, "garbage");
     };
     attach();

@@ -10,7 +10,11 @@ const RX_BASIC: u64 = 1 << 0;
 const RX_CSUM: u64 = 1 << 1;
 const TX_BASIC: u64 = 1 << 16;
 const TX_CSUM: u64 = 1 << 17;
+const RX_GSO: u64 = 1 << 2;
+const TX_GSO: u64 = 1 << 18;
 const CONTROL: u64 = 1 << 32;
+/// With super-frames, too.
+const GSO: Features = BOTH.union(Features::HOST_TSO6).union(Features::GUEST_USO4);
 
 /// A request for groups of virtqueues.
 fn request(entries: &[(u16, u64)]) -> Vec<u8> {
@@ -33,6 +37,10 @@ fn a_driver_is_told_what_it_may_ask_for() {
             STATS | Features::CSUM,
             RX_BASIC | TX_BASIC | TX_CSUM | CONTROL,
         ),
+        (
+            GSO,
+            RX_BASIC | RX_CSUM | RX_GSO | TX_BASIC | TX_CSUM | TX_GSO | CONTROL,
+        ),
     ] {
         let reply = execute(&mut port, features, &[8, 0]).unwrap();
         assert_eq!(reply, expected.to_le_bytes(), "{features}");
@@ -47,9 +55,11 @@ fn each_group_has_its_header_and_the_length_of_its_structure() {
         (0, RX_CSUM, 1, 4),
         (1, TX_BASIC, 16, 6),
         (1, TX_CSUM, 17, 2),
+        (0, RX_GSO, 2, 4),
+        (1, TX_GSO, 18, 6),
         (2, CONTROL, 32, 2),
     ] {
-        let reply = execute(&mut port, BOTH, &request(&[(index, group)])).unwrap();
+        let reply = execute(&mut port, GSO, &request(&[(index, group)])).unwrap();
         let size = 8 + 8 * fields;
         assert_eq!(
             reply[..8],
@@ -91,7 +101,7 @@ fn one_bad_entry_refuses_the_whole_request() {
         ((0, RX_BASIC | CONTROL), Refusal::Malformed),
         ((1, RX_CSUM), Refusal::Malformed),
         ((2, RX_BASIC), Refusal::Malformed),
-        // Segmentation, speed allowances, and what nobody knows.
+        // Segmentation that was not negotiated, speed allowances, and what nobody knows.
         ((0, 1 << 2), Refusal::Malformed),
         ((1, 1 << 19), Refusal::Malformed),
         ((0, 1 << 63), Refusal::Malformed),
@@ -109,9 +119,9 @@ fn one_bad_entry_refuses_the_whole_request() {
 #[test]
 fn a_request_may_name_each_group_of_each_queue_and_no_more() {
     let mut port = Port::new(&PortConfig::default());
-    let entries = [(0, RX_BASIC); 16];
-    let reply = execute(&mut port, BOTH, &request(&entries[..15])).unwrap();
-    assert_eq!(reply.len(), 15 * 56);
+    let entries = [(0, RX_BASIC); 22];
+    let reply = execute(&mut port, BOTH, &request(&entries[..21])).unwrap();
+    assert_eq!(reply.len(), 21 * 56);
     let refusal = refused(&mut port, BOTH, &request(&entries));
     assert_eq!(refusal, Refusal::Malformed);
 }

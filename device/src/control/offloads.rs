@@ -1,0 +1,28 @@
+//! Which offloads the driver takes at the moment (VIRTIO 1.3, 5.1.6.5.6).
+//!
+//! Of those that it accepted it may switch any off and on again. What waits in the FIFOs is delivered as it is wanted
+//! when it is delivered.
+
+use virtio_bindings::virtio_net::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
+
+use super::{Context, Refusal, Reply};
+use crate::features::Features;
+
+pub(super) fn execute(
+    context: &mut Context<'_>,
+    command: u32,
+    data: &[u8],
+) -> Result<Reply, Refusal> {
+    context.negotiated(Features::CTRL_GUEST_OFFLOADS)?;
+    if command != VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET {
+        return Err(Refusal::Unknown);
+    }
+    let bits = data.try_into().map_err(|_| Refusal::Malformed)?;
+    let wanted = Features::from_bits(u64::from_le_bytes(bits)).ok_or(Refusal::Malformed)?;
+    let possible = context.device.acked() & Features::GUEST_OFFLOADS;
+    if !possible.contains(wanted) {
+        return Err(Refusal::Malformed);
+    }
+    context.pairs.switch_offloads_off(possible - wanted);
+    Ok(Reply::new())
+}
