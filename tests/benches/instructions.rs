@@ -47,9 +47,13 @@ fn before_transmit(ip: Ip, shape: &Shape) -> Bed {
     bed
 }
 
-/// One queue pair with everything. Another layout of rings is another such function, and a line a bench below.
+/// One queue pair with everything.
 fn split() -> Shape {
     Shape::default()
+}
+
+fn packed() -> Shape {
+    split().packed()
 }
 
 fn plain() -> Shape {
@@ -60,6 +64,7 @@ fn plain() -> Shape {
 #[bench::rx_split(before_receive(Ip::V4, &split()))]
 #[bench::rx_split_ipv6(before_receive(Ip::V6, &split()))]
 #[bench::rx_split_plain(before_receive(Ip::V4, &plain()))]
+#[bench::rx_packed(before_receive(Ip::V4, &packed()))]
 fn receive(mut bed: Bed) -> Bed {
     bed.poll();
     black_box(bed)
@@ -68,6 +73,7 @@ fn receive(mut bed: Bed) -> Bed {
 #[library_benchmark]
 #[bench::tx_split(before_transmit(Ip::V4, &split()))]
 #[bench::tx_split_ipv6(before_transmit(Ip::V6, &split()))]
+#[bench::tx_packed(before_transmit(Ip::V4, &packed()))]
 fn transmit(mut bed: Bed) -> Bed {
     bed.poll();
     black_box(bed)

@@ -76,11 +76,11 @@ pub struct Shape {
 }
 
 impl Default for Shape {
-    /// Everything, on one queue pair.
+    /// Everything, on one queue pair with split rings.
     fn default() -> Self {
         Shape {
             offered: Features::supported(1),
-            accepted: f::SUPPORTED,
+            accepted: f::USUAL,
             pairs: 1,
         }
     }
@@ -94,6 +94,12 @@ impl Shape {
             pairs,
             ..Shape::default()
         }
+    }
+
+    /// The same with packed rings.
+    pub fn packed(mut self) -> Self {
+        self.accepted |= f::RING_PACKED;
+        self
     }
 
     /// Everything but `features`.
