@@ -171,6 +171,13 @@ impl Moderation {
         std::mem::take(&mut self.due)
     }
 
+    /// Whether nothing waits, for an interrupt or for time to be up.
+    #[must_use]
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.waiting == 0 && !self.due
+    }
+
     /// When time is up, if packets wait.
     #[must_use]
     #[inline]

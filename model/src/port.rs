@@ -368,27 +368,28 @@ impl Port {
     ) -> bool {
         let queues = self.fifos.len();
         let horizon = now + self.lead;
-        let mut worked = false;
-        let mut more = false;
-        // Turns move on with what was sent: a call that finds the line busy must not cost a queue its turn.
-        let mut next = self.first_tx;
-        for turn in 0..queues {
-            if self.phy.tx.busy_until() > horizon {
+        let (mut worked, mut more) = (false, false);
+        let mut free = self.phy.tx.busy_until() <= horizon;
+        let mut queue = self.first_tx;
+        for _ in 0..queues {
+            if !free {
                 more = true;
                 break;
             }
-            let queue = (self.first_tx + turn) % queues;
             let before = self.counters.sent();
             let fetched = fetch(self, QueueIndex(queue as u16));
-            more |= fetched == BURST;
+            let this = queue;
+            queue = if this + 1 == queues { 0 } else { this + 1 };
             if fetched > 0 {
-                self.lines[queue].count_sent(before, self.counters.sent());
+                self.lines[this].count_sent(before, self.counters.sent());
+                free = self.phy.tx.busy_until() <= horizon;
                 worked = true;
-                next = queue + 1;
+                more |= fetched == BURST;
+                // Turns move on with what was sent: a call that finds the line busy must not cost a queue its turn.
+                self.first_tx = queue;
             }
         }
-        self.tx_paused = more && self.phy.tx.busy_until() > horizon;
-        self.first_tx = next % queues;
+        self.tx_paused = more && !free;
         worked
     }
 

@@ -73,6 +73,7 @@ impl Queues {
 
     /// Moves frames of `queue` that have arrived from its FIFO to the host, as far as it has buffers, and hands them to
     /// `release`. All that have arrived by `known` are there. Returns whether any was moved.
+    #[inline]
     pub fn deliver(
         &mut self,
         queue: QueueIndex,
@@ -84,6 +85,9 @@ impl Queues {
         let index = usize::from(queue.0);
         let (fifo, counters) = (&mut self.fifos[index], &mut self.counters[index]);
         let moderation = self.moderator.of_mut(queue, Direction::Receive);
+        if fifo.is_empty() && moderation.is_quiet() {
+            return false;
+        }
         let horizon = now + self.lead;
         let mut worked = false;
         // The driver has a packet when it has arrived, or, if there was no buffer then, now.

@@ -344,18 +344,23 @@ impl Rss {
         progress: &impl Progress,
     ) -> Steered {
         let (hash, report) = self.hasher.hash_plain(frame, headers.transport);
-        let queue = if self.mode == Mode::Table && report != HashReport::None {
-            self.slots.place_hashed(hash, progress)
-        } else if self.mode == Mode::Single {
-            Some(FIRST)
-        } else {
-            self.place_plain(frame, headers, hash, report, progress)
-        };
         Steered {
-            queue,
+            queue: if self.is_settled() {
+                Some(FIRST)
+            } else if self.mode == Mode::Table && report != HashReport::None {
+                self.slots.place_hashed(hash, progress)
+            } else {
+                self.place_plain(frame, headers, hash, report, progress)
+            },
             hash,
             report,
         }
+    }
+
+    /// Whether all frames go to the first queue: there is no other, or none is in use.
+    #[inline(always)]
+    fn is_settled(&self) -> bool {
+        self.receives.len() == 1 || self.mode == Mode::Single
     }
 
     /// [`Rss::place`] for a frame as most are.

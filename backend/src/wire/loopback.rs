@@ -6,8 +6,6 @@
 //! card has to verify what it inserted. Dropped are frames that find [`ON_LINE`] others under way, and those
 //! under way when the link goes down.
 
-use std::collections::VecDeque;
-
 use nic_model::frame::{Checksum, Frame, Pool};
 use nic_model::time::Nanos;
 
@@ -19,7 +17,7 @@ const ON_LINE: usize = 1024;
 /// The plug.
 #[derive(Debug, Default)]
 pub struct Loopback {
-    line: VecDeque<Frame>,
+    line: Vec<Frame>,
     /// Frames at the head of `line` that were lost with the link and whose buffers are still to be returned.
     lost: usize,
     returned: u64,
@@ -37,26 +35,21 @@ impl Loopback {
 impl Wire for Loopback {
     fn receive(&mut self, now: Nanos, room: usize, pool: &mut Pool, frames: &mut Vec<Frame>) {
         self.clear_lost(pool);
-        for _ in 0..room {
-            let Some(frame) = self.line.pop_front_if(|frame| frame.arrival <= now) else {
-                break;
-            };
-            frames.push(frame);
-            self.returned += 1;
-        }
+        let arrived = self.line.partition_point(|frame| frame.arrival <= now);
+        let taken = arrived.min(room);
+        self.returned += taken as u64;
+        frames.extend(self.line.drain(..taken));
     }
 
     fn transmit(&mut self, _: Nanos, pool: &mut Pool, frames: &mut Vec<Frame>) {
         self.clear_lost(pool);
-        for mut frame in frames.drain(..) {
-            if self.line.len() == ON_LINE {
-                self.dropped += 1;
-                pool.give(frame);
-                continue;
-            }
+        let fit = frames.len().min(ON_LINE - self.line.len());
+        for frame in &mut frames[..fit] {
             frame.checksum = Checksum::Unknown;
-            self.line.push_back(frame);
         }
+        self.dropped += (frames.len() - fit) as u64;
+        pool.give_all(frames.drain(fit..));
+        self.line.append(frames);
     }
 
     fn next_deadline(&self) -> Option<Nanos> {
