@@ -346,6 +346,7 @@ impl Ring for SplitRing {
             return Err(Fault::IndexJump);
         }
         self.available_index = index;
+        self.short = false;
         Ok(available)
     }
 
@@ -365,7 +366,6 @@ impl Ring for SplitRing {
         }
         self.take(head, readable, writable)?;
         self.next_available += 1;
-        self.short = false;
         Ok(Some(Chain::new(head)))
     }
 
@@ -394,7 +394,6 @@ impl Ring for SplitRing {
         }
         let place = Place::new(memory, addr, room)?;
         self.next_available += 1;
-        self.short = false;
         Some((Chain::new(head), place))
     }
 

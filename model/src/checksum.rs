@@ -6,7 +6,7 @@
 //! checksum is not dropped here, the host's stack judges it; the card only says what it found.
 
 use crate::frame::Contents;
-use crate::parse::{Network, Summary, Transport};
+use crate::parse::{Network, Plain, Summary, Transport};
 
 /// What the engine found in a received frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,6 @@ fn finish(total: u64, initial: u64) -> u16 {
 
 /// Verifies the transport checksum of a frame whose headers are `summary`.
 #[must_use]
-#[inline(always)] // on the way of each packet
 pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     let protocol = match summary.transport {
         Transport::Tcp => 6_u8,
@@ -155,6 +154,30 @@ pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     } else {
         Verdict::Bad
     }
+}
+
+/// Whether a frame as most are has a transport checksum, and it is right: [`verify`] in fewer instructions.
+#[inline(always)] // on the way of each packet
+pub(crate) fn is_right(bytes: &[u8], headers: Plain) -> bool {
+    const ADDRESSES: usize = Plain::TRANSPORT - 8;
+    const UDP_LENGTH: usize = Plain::TRANSPORT + 4;
+    let (Some(packet), Some(head)) = (
+        bytes.get(ADDRESSES..headers.end as usize),
+        bytes.first_chunk::<{ UDP_LENGTH + 4 }>(),
+    ) else {
+        return false;
+    };
+    let len = (packet.len() - 8) as u16;
+    let mut protocol = 6_u16;
+    if headers.transport == Transport::Udp {
+        let [.., a, b, c, d] = head;
+        if u16::from_be_bytes([*a, *b]) != len || [*c, *d] == [0, 0] {
+            return false;
+        }
+        protocol = 17;
+    }
+    let pseudo = u64::from(len.swap_bytes()) + u64::from(protocol.swap_bytes());
+    fold(words(packet, pseudo)) == 0xffff
 }
 
 /// The checksum field lies outside the frame.

@@ -119,12 +119,13 @@ pub fn summarise(frame: &[u8]) -> Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plain {
     pub(crate) transport: Transport,
-    end: u32,
+    /// Where the IP packet ends; padding may follow.
+    pub(crate) end: u32,
 }
 
 impl Plain {
     const NETWORK: usize = ETHERNET_HEADER;
-    const TRANSPORT: usize = Self::NETWORK + IPV4_HEADER;
+    pub(crate) const TRANSPORT: usize = Self::NETWORK + IPV4_HEADER;
 
     /// The headers of `frame`; `None` if it is another one, or makes no sense.
     #[inline(always)]
