@@ -178,7 +178,11 @@ pub fn poll(
         return false;
     };
     let mut done = 0;
-    let mut result = queue.ring.ring_mut().begin().map(drop);
+    let mut result = match queue.ring.ring_mut().begin() {
+        // Mostly there is none.
+        Ok(0) => return false,
+        begun => begun.map(drop),
+    };
     while result.is_ok() && done < budget {
         match next_command(device, index) {
             Ok(Some((chain, command))) => {

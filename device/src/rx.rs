@@ -12,7 +12,7 @@ use crate::features::Features;
 use crate::header::{self, LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
 use crate::memory::{Access, GuestMemory};
 use crate::ring::{Chain, Fault, Ring};
-use crate::virtio_net::{Dma, Virtqueue};
+use crate::virtio_net::{Dma, Virtqueue, VirtqueueCounters};
 use crate::vring::Vring;
 
 mod cut;
@@ -37,40 +37,43 @@ pub(crate) fn deliver(
     drops: &mut Drops,
 ) -> (usize, Result<(), Fault>) {
     let dma = &mut queue.dma;
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        counters: &mut queue.counters,
+        delivered: 0,
+        segments: 0,
+        octets: 0,
+        dropped: 0,
+    };
     let result = match &mut queue.ring {
         Vring::Split(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
         Vring::Packed(ring) => by_header(ring, dma, features, frames, drops, &mut tally),
     };
-    let counters = &mut queue.counters;
+    let taken = tally.delivered + tally.dropped;
+    let counters = tally.counters;
     counters.packets += (tally.delivered + tally.segments) as u64;
     counters.segments_made += tally.segments as u64;
     counters.bytes += tally.octets as u64;
-    let taken = tally.delivered + tally.dropped;
-    if tally.unverified {
-        counters.count_checksums(&frames[..taken], features);
-    }
     (taken, result)
 }
 
 /// What became of a burst.
-#[derive(Default)]
-struct Tally {
+struct Tally<'a> {
+    counters: &'a mut VirtqueueCounters,
     delivered: usize,
     /// Delivered segments of super-frames, beyond one a super-frame that was delivered.
     segments: usize,
     /// In the frames delivered.
     octets: usize,
     dropped: usize,
-    /// Whether there is any without a checksum that was found right.
-    unverified: bool,
 }
 
-impl Tally {
+impl Tally<'_> {
     fn count(&mut self, frame: &Frame) {
         self.delivered += 1;
         self.octets += frame.len();
-        self.unverified |= !matches!(frame.checksum, Checksum::Valid);
+        if !matches!(frame.checksum, Checksum::Valid) {
+            self.counters.count_checksum(frame);
+        }
     }
 }
 
@@ -82,7 +85,7 @@ fn by_header<R: Ring>(
     features: Features,
     frames: &[Frame],
     drops: &mut Drops,
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
 ) -> Result<(), Fault> {
     if ring.begin()? == 0 {
         return Ok(());
@@ -102,7 +105,7 @@ fn burst<R: Ring, const HEADER: usize>(
     features: Features,
     frames: &[Frame],
     drops: &mut Drops,
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
 ) -> Result<(), Fault> {
     let mut frames = frames;
     loop {
@@ -139,7 +142,7 @@ fn places<R: Ring, const HEADER: usize>(
     memory: &GuestMemory,
     features: Features,
     frames: &[Frame],
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
 ) -> usize {
     let verdict = if features.contains(Features::GUEST_CSUM) {
         VIRTIO_NET_HDR_F_DATA_VALID as u8
@@ -149,24 +152,23 @@ fn places<R: Ring, const HEADER: usize>(
     let mut octets = 0;
     let mut left = frames.iter();
     while let Some(frame) = left.as_slice().first() {
-        if matches!(frame.checksum, Checksum::Partial { .. }) {
-            break;
-        }
+        let flags = match frame.checksum {
+            Checksum::Valid => verdict,
+            Checksum::Partial { .. } => break,
+            Checksum::Unknown | Checksum::Bad => 0,
+        };
         let len = HEADER + frame.len();
         let Some((chain, place)) = ring.fetch_place(memory, Access::Write, len) else {
             break;
-        };
-        let flags = if matches!(frame.checksum, Checksum::Valid) {
-            verdict
-        } else {
-            tally.unverified = true;
-            0
         };
         let header = header::plain(flags, frame.hash, frame.hash_report);
         let header = header.first_chunk::<HEADER>().expect("none is longer");
         let whole = place.write(header, frame.bytes());
         debug_assert!(whole, "a place that is long enough");
         ring.complete(chain, len as u32);
+        if !matches!(frame.checksum, Checksum::Valid) {
+            tally.counters.count_checksum(frame);
+        }
         octets += frame.len();
         left.next();
     }

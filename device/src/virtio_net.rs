@@ -14,7 +14,6 @@ use nic_model::host::{Direction, Host, QueueIndex};
 use serde::Serialize;
 
 use crate::features::Features;
-use crate::header::takes;
 use crate::interrupt::Interrupt;
 use crate::memory::{GuestMemory, Scatter};
 use crate::ring::{BadRing, Chain, Fault, Layout, RingState};
@@ -60,23 +59,19 @@ impl VirtqueueCounters {
         self.packets - self.checksum_partial - self.checksum_none - self.checksum_bad
     }
 
-    /// Counts what a driver that accepted `features` knows of the checksums of `frames`.
+    /// Counts what is known of the checksum of a frame that was delivered as it is, if it was not found right.
     #[cold]
-    pub(crate) fn count_checksums(&mut self, frames: &[Frame], features: Features) {
-        for frame in frames {
-            match frame.checksum {
-                Checksum::Valid => {}
-                // It was completed.
-                Checksum::Partial { .. } if !takes(frame, features) => {}
-                Checksum::Partial { .. } => {
-                    self.checksum_partial += 1;
-                    if frame.is_super() {
-                        self.gso.count(frame);
-                    }
+    pub(crate) fn count_checksum(&mut self, frame: &Frame) {
+        match frame.checksum {
+            Checksum::Valid => {}
+            Checksum::Partial { .. } => {
+                self.checksum_partial += 1;
+                if frame.is_super() {
+                    self.gso.count(frame);
                 }
-                Checksum::Unknown => self.checksum_none += 1,
-                Checksum::Bad => self.checksum_bad += 1,
             }
+            Checksum::Unknown => self.checksum_none += 1,
+            Checksum::Bad => self.checksum_bad += 1,
         }
     }
 }

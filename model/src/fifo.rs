@@ -6,60 +6,68 @@
 
 use std::vec::Drain;
 
-use crate::frame::Frame;
+use crate::frame::{Contents, Frame};
 
 /// What is in the FIFO of one queue, as the port counts it: from the filter to the return of the buffer.
+///
+/// Octets are counted from the first that ever entered, cut to 32 bits: a FIFO never holds as many. A frame remembers how
+/// far its own go, so that one look at the last of those that leave tells about all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Occupancy {
-    octets: usize,
-    capacity: usize,
+    entered: u32,
+    left: u32,
+    capacity: u32,
     pushed: u64,
     drained: u64,
 }
 
 impl Occupancy {
-    /// Of an empty FIFO for `capacity` octets; each frame counts as on the line, with padding and check sequence.
+    /// Of an empty FIFO for `capacity` octets, below 2^32; each frame counts as on the line, with padding and check sequence.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Occupancy {
-            octets: 0,
-            capacity,
+            entered: 0,
+            left: 0,
+            capacity: capacity as u32,
             pushed: 0,
             drained: 0,
         }
     }
 
-    /// Makes room for a frame of `octets`. Returns false if there is none.
+    /// Makes room for `frame`, whose [`octets`](Contents::octets) are known. Returns false if there is none.
     #[inline]
     #[must_use]
-    pub fn push(&mut self, octets: usize) -> bool {
-        let octets = self.octets + octets;
-        if octets > self.capacity {
+    pub fn push(&mut self, frame: &mut Contents) -> bool {
+        let entered = self.entered.wrapping_add(frame.octets);
+        if entered.wrapping_sub(self.left) > self.capacity {
             return false;
         }
-        self.octets = octets;
+        self.entered = entered;
         self.pushed += 1;
+        frame.fifo_end = entered;
         true
     }
 
-    /// The oldest `frames` have left, of `octets` together.
+    /// The oldest have left: `frames`, in order.
     #[inline]
-    pub fn drain(&mut self, frames: usize, octets: usize) {
-        self.octets -= octets;
-        self.drained += frames as u64;
+    pub fn drain(&mut self, frames: &[Frame]) {
+        if let Some(last) = frames.last() {
+            self.left = last.fifo_end;
+            self.drained += frames.len() as u64;
+        }
     }
 
     /// Octets that there is room for.
     #[must_use]
     #[inline]
     pub fn free(&self) -> usize {
-        self.capacity - self.octets
+        self.capacity as usize - self.octets()
     }
 
     /// Octets in the FIFO.
     #[must_use]
     pub fn octets(&self) -> usize {
-        self.octets
+        self.entered.wrapping_sub(self.left) as usize
     }
 
     /// Frames that have entered so far.
@@ -155,7 +163,7 @@ mod tests {
         for (len, fits) in [(20, true), (996, true), (61, false), (60, true)] {
             let mut frame = frame(&mut pool, len);
             frame.octets = phy::octets_on_line(&frame) as u32;
-            assert_eq!(occupancy.push(frame.octets as usize), fits);
+            assert_eq!(occupancy.push(&mut frame), fits);
             if fits {
                 fifo.push(frame);
             }
@@ -163,7 +171,7 @@ mod tests {
         assert_eq!((fifo.len(), occupancy.pushed()), (3, 3));
         assert_eq!((occupancy.octets(), occupancy.free()), (1128, 0));
         let frames: Vec<_> = fifo.drain(2).collect();
-        occupancy.drain(2, frames.iter().map(|frame| frame.octets as usize).sum());
+        occupancy.drain(&frames);
         assert_eq!(frames[0].len(), 20);
         assert_eq!(frames[1].len(), 996);
         assert_eq!((fifo.len(), occupancy.octets()), (1, 64));

@@ -89,6 +89,8 @@ pub struct Contents {
     pub excess: u32,
     /// Octets that it took on the line, with padding and check sequence; known once the port has received it.
     pub octets: u32,
+    /// Where they end among all that its FIFO has taken ([`Occupancy`](crate::fifo::Occupancy)).
+    pub(crate) fifo_end: u32,
     /// When its last bit arrived (receive) or will have left (transmit).
     pub arrival: Nanos,
     /// The hash that it was steered by, 0 if there is none.
@@ -287,6 +289,7 @@ impl Pool {
             len: 0,
             excess: 0,
             octets: 0,
+            fifo_end: 0,
             arrival: Nanos::ZERO,
             hash: 0,
             queue: QueueIndex(0),

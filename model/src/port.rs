@@ -221,14 +221,14 @@ impl Port {
             return now;
         }
         self.counters.rx_frames += frames.len() as u64;
-        let usual = self.filter.admits_own() && self.hash_tunnel_types.is_empty();
+        let usual =
+            self.filter.admits_own() && self.hash_tunnel_types.is_empty() && !self.pool.lends_big();
         let mut dropped = 0;
-        let has_super_frames = self.pool.lends_big();
         for frame in frames.iter_mut() {
-            let outcome = if has_super_frames && frame.is_super() {
-                self.ingress_super(frame)
-            } else {
-                self.ingress(frame, usual)
+            let glance = if usual { self.glance(frame) } else { None };
+            let outcome = match glance {
+                Some(steered) => self.enqueue(frame, steered),
+                None => self.ingress(frame),
             };
             if let Err(reason) = outcome {
                 self.counters.drops.count(reason);
@@ -250,18 +250,23 @@ impl Port {
         self.pool.give_all(dropped);
     }
 
-    /// One frame's way from the line to its queue. With `usual` rules most frames need but a glance.
+    /// The way of a frame of any kind from the line to its queue. Most need but a [`Port::glance`].
+    #[cold] // so that the way of most frames is short
+    fn ingress(&mut self, frame: &mut Contents) -> Result<(), Drop> {
+        if frame.is_super() {
+            return self.ingress_super(frame);
+        }
+        let steered = self.examine(frame)?;
+        self.enqueue(frame, steered)
+    }
+
+    /// Puts a frame into the account of the queue that it was steered to.
     #[inline(always)]
-    fn ingress(&mut self, frame: &mut Contents, usual: bool) -> Result<(), Drop> {
-        let glance = if usual { self.glance(frame) } else { None };
-        let steered = match glance {
-            Some(steered) => steered,
-            None => self.examine(frame)?,
-        };
+    fn enqueue(&mut self, frame: &mut Contents, steered: Steered) -> Result<(), Drop> {
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
         let queue = usize::from(frame.queue.0);
-        if self.fifos[queue].push(frame.octets as usize) {
+        if self.fifos[queue].push(frame) {
             Ok(())
         } else {
             self.lines[queue].rx_overflows += 1;
@@ -316,7 +321,6 @@ impl Port {
     }
 
     /// Looks into a frame of any kind.
-    #[cold] // so that the way of most frames is short
     fn examine(&mut self, frame: &mut Contents) -> Result<Steered, Drop> {
         let octets = phy::octets_on_line(frame);
         self.carry(frame, octets);
@@ -343,9 +347,7 @@ impl Port {
     /// Takes back frames that have left the FIFO of `queue`, the oldest there.
     #[inline]
     pub fn release(&mut self, queue: QueueIndex, frames: Drain<'_, Frame>) {
-        let left = frames.as_slice();
-        let octets = left.iter().map(|frame| frame.octets as usize).sum();
-        self.fifos[usize::from(queue.0)].drain(left.len(), octets);
+        self.fifos[usize::from(queue.0)].drain(frames.as_slice());
         self.pool.give_all(frames);
     }
 

@@ -200,13 +200,13 @@ fn fifos() -> Fifos {
 #[library_benchmark]
 #[bench::fifo(fifos())]
 fn pass(mut fifos: Fifos) -> Fifos {
-    const OCTETS: usize = 64;
-    for _ in &fifos.frames {
-        assert!(fifos.occupancy.push(OCTETS), "there is room");
+    for frame in &mut fifos.frames {
+        assert!(fifos.occupancy.push(frame), "there is room");
     }
     fifos.fifo.append(&mut fifos.frames);
-    fifos.occupancy.drain(BURST, BURST * OCTETS);
-    fifos.pool.give_all(fifos.fifo.drain(BURST));
+    let left = fifos.fifo.drain(BURST);
+    fifos.occupancy.drain(left.as_slice());
+    fifos.pool.give_all(left);
     fifos
 }
 

@@ -45,7 +45,7 @@ impl Port {
             return Err(self.refuse(frame, unfit));
         }
         if !frame.is_super() {
-            return self.ingress(frame, false);
+            return self.ingress(frame);
         }
         let frames = segment::frames(frame);
         frame.octets = phy::octets_on_line(frame) as u32;
@@ -79,7 +79,7 @@ impl Port {
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
         let queue = usize::from(frame.queue.0);
-        if self.fifos[queue].push(frame.octets as usize) {
+        if self.fifos[queue].push(frame) {
             Ok(())
         } else {
             self.lines[queue].rx_overflows += frames;
