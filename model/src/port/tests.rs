@@ -403,3 +403,93 @@ proptest::proptest! {
         proptest::prop_assert!(few.2 <= every.2, "{} stops instead of {}", few.2, every.2);
     }
 }
+
+mod glance {
+    //! A glance at a frame must find what a thorough look finds.
+
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    /// A port that steers by hash over several queues, or over one.
+    fn port(queue_pairs: u16) -> Port {
+        let config = PortConfig {
+            queue_pairs,
+            ..PortConfig::default()
+        };
+        let mut port = Port::new(&config);
+        let even = RssConfig::even(HashConfig::usual(), queue_pairs);
+        port.set_rss(&even, queue_pairs).expect("a table");
+        port.filter.active = true;
+        port
+    }
+
+    /// A frame to the station, of TCP or UDP, with as many octets of payload, and as many of padding.
+    fn packet(tcp: bool, payload: usize, padding: usize) -> Vec<u8> {
+        let ether = PacketBuilder::ethernet2([2; 6], PortConfig::default().mac.0);
+        let ip = ether.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+        let mut bytes = Vec::new();
+        let payload = vec![0x5a; payload];
+        if tcp {
+            ip.tcp(1, 2, 3, 4).write(&mut bytes, &payload)
+        } else {
+            ip.udp(1, 2).write(&mut bytes, &payload)
+        }
+        .expect("there is room in a vector");
+        bytes.resize(bytes.len() + padding, 0xee);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+        #[test]
+        fn it_finds_what_a_thorough_look_finds(
+            pairs in prop_oneof![Just(1), Just(4)],
+            tcp in any::<bool>(),
+            payload in prop_oneof![0_usize..64, 0_usize..1600],
+            padding in 0_usize..8,
+            damage in proptest::collection::vec((0_usize..60, any::<u8>()), 0..3),
+            fix_checksum in any::<bool>(),
+        ) {
+            let mut bytes = packet(tcp, payload, padding);
+            for &(at, octet) in &damage {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = octet;
+                }
+            }
+            if fix_checksum && !tcp && bytes.len() > 42 {
+                bytes[40..42].fill(0);
+            }
+            let (mut quick, mut thorough) = (port(pairs), port(pairs));
+            let mut frames = Vec::new();
+            for port in [&mut quick, &mut thorough] {
+                let mut frame = port.pool.take();
+                prop_assume!(frame.fill(&bytes));
+                frame.arrival = Nanos(1_000);
+                frames.push(frame);
+            }
+            let mut other = frames.pop().expect("two");
+            quick.receive(Nanos(5_000), &mut frames);
+            thorough.counters.rx_frames += 1;
+            let admitted = match thorough.ingress(&mut other) {
+                Ok(()) => vec![other],
+                Err(reason) => {
+                    thorough.counters.drops.count(reason);
+                    vec![]
+                }
+            };
+            let told = |frames: &[Frame]| -> Vec<_> {
+                frames.iter().map(|frame| (
+                    frame.bytes().to_vec(), frame.arrival, frame.octets, frame.hash, frame.hash_report,
+                    frame.queue, frame.checksum, frame.fifo_end,
+                )).collect()
+            };
+            prop_assert_eq!(told(&frames), told(&admitted));
+            prop_assert_eq!(quick.counters(&[]), thorough.counters(&[]));
+            prop_assert_eq!(format!("{:?}", quick.fifos), format!("{:?}", thorough.fifos));
+            // With one queue nothing has to be remembered of flows.
+            let steering = |port: &Port| format!("{:?}", port.rss);
+            prop_assert!(pairs == 1 || steering(&quick) == steering(&thorough), "steering differs");
+        }
+    }
+}
