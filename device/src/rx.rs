@@ -149,13 +149,13 @@ fn places<R: Ring, const HEADER: usize>(
     } else {
         0
     };
-    let mut octets = 0;
+    let (mut octets, mut unverified) = (0, 0);
     let mut left = frames.iter();
     while let Some(frame) = left.as_slice().first() {
         let flags = match frame.checksum {
             Checksum::Valid => verdict,
             Checksum::Partial { .. } => break,
-            Checksum::Unknown | Checksum::Bad => 0,
+            _ => 0,
         };
         let len = HEADER + frame.len();
         let Some((chain, place)) = ring.fetch_place(memory, Access::Write, len) else {
@@ -166,8 +166,10 @@ fn places<R: Ring, const HEADER: usize>(
         let whole = place.write(header, frame.bytes());
         debug_assert!(whole, "a place that is long enough");
         ring.complete(chain, len as u32);
-        if !matches!(frame.checksum, Checksum::Valid) {
-            tally.counters.count_checksum(frame);
+        match frame.checksum {
+            Checksum::Valid => {}
+            Checksum::Unknown => unverified += 1,
+            _ => tally.counters.count_checksum(frame),
         }
         octets += frame.len();
         left.next();
@@ -175,6 +177,7 @@ fn places<R: Ring, const HEADER: usize>(
     let count = frames.len() - left.len();
     tally.delivered += count;
     tally.octets += octets;
+    tally.counters.checksum_none += unverified;
     count
 }
 

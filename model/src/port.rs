@@ -283,25 +283,27 @@ impl Port {
     }
 
     /// Looks into a frame as most are: with nothing to check at the MAC, for the station's own address, plain TCP or UDP, its
-    /// checksum right. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
+    /// checksum right if it has one. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
     #[inline(always)]
     fn glance(&mut self, frame: &mut Contents) -> Option<Steered> {
         let bytes = frame.bytes();
         let headers = Plain::of(bytes)?;
         let usual = matches!(frame.checksum, Checksum::Unknown)
             && self.mac.is_plain(frame)
-            && self.filter.is_own(bytes)
-            && checksum::is_right(bytes, headers);
+            && self.filter.is_own(bytes);
         if !usual {
             return None;
         }
+        let verdict = checksum::verify_plain(bytes, headers)?;
         let fifos = Fifos(&self.fifos);
         let steered = self.rss.steer_plain(bytes, headers, &fifos);
         let octets = bytes.len() + FCS;
         self.carry(frame, octets);
         self.counters.rx_unicast += 1;
-        self.counters.rx_checksum_good += 1;
-        frame.checksum = Checksum::Valid;
+        if verdict == Verdict::Good {
+            self.counters.rx_checksum_good += 1;
+            frame.checksum = Checksum::Valid;
+        }
         Some(steered)
     }
 
