@@ -159,7 +159,7 @@ pub struct PortCounters {
     pub rx_broadcast: u64,
     /// Frames that the filter admitted, sent to one station.
     pub rx_unicast: u64,
-    /// Frames whose TCP or UDP checksum was verified and is right.
+    /// Frames whose TCP or UDP checksum is right: it was verified, here or by whoever handed the frame over.
     pub rx_checksum_good: u64,
     /// Frames whose TCP or UDP checksum is wrong; they are delivered, and the driver is not told that they are good.
     pub rx_checksum_bad: u64,

@@ -288,13 +288,14 @@ impl Port {
     fn glance(&mut self, frame: &mut Contents) -> Option<Steered> {
         let bytes = frame.bytes();
         let headers = Plain::of(bytes)?;
-        let usual = matches!(frame.checksum, Checksum::Unknown)
-            && self.mac.is_plain(frame)
-            && self.filter.is_own(bytes);
-        if !usual {
+        if !self.mac.is_plain(frame) || !self.filter.is_own(bytes) {
             return None;
         }
-        let verdict = checksum::verify_plain(bytes, headers)?;
+        let verdict = match frame.checksum {
+            Checksum::Unknown => checksum::verify_plain(bytes, headers)?,
+            Checksum::Valid => Verdict::Good,
+            _ => return None,
+        };
         let fifos = Fifos(&self.fifos);
         let steered = self.rss.steer_plain(bytes, headers, &fifos);
         let octets = bytes.len() + FCS;
@@ -337,8 +338,10 @@ impl Port {
         if summary.is_tagged() && !self.filter.promiscuous {
             self.vlan.admit(bytes)?;
         }
-        if matches!(frame.checksum, Checksum::Unknown) {
-            self.verify(frame, &summary);
+        match frame.checksum {
+            Checksum::Unknown => self.verify(frame, &summary),
+            Checksum::Valid => self.counters.rx_checksum_good += 1,
+            _ => {}
         }
         let bytes = frame.bytes();
         let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);

@@ -449,7 +449,8 @@ mod glance {
             payload in prop_oneof![0_usize..64, 0_usize..1600],
             padding in 0_usize..8,
             damage in proptest::collection::vec((0_usize..60, any::<u8>()), 0..3),
-            fix_checksum in any::<bool>(),
+            unused in any::<bool>(),
+            checksum in prop_oneof![Just(Checksum::Unknown), Just(Checksum::Valid), Just(Checksum::Bad)],
         ) {
             let mut bytes = packet(tcp, payload, padding);
             for &(at, octet) in &damage {
@@ -457,7 +458,7 @@ mod glance {
                     *place = octet;
                 }
             }
-            if fix_checksum && !tcp && bytes.len() > 42 {
+            if unused && !tcp && bytes.len() > 42 {
                 bytes[40..42].fill(0);
             }
             let (mut quick, mut thorough) = (port(pairs), port(pairs));
@@ -466,6 +467,7 @@ mod glance {
                 let mut frame = port.pool.take();
                 prop_assume!(frame.fill(&bytes));
                 frame.arrival = Nanos(1_000);
+                frame.checksum = checksum;
                 frames.push(frame);
             }
             let mut other = frames.pop().expect("two");
