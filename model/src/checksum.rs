@@ -156,28 +156,34 @@ pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     }
 }
 
-/// [`verify`] in fewer instructions, for a frame as most are. `None` if something is wrong with it, and it has to be looked
-/// at more closely.
+/// Whether the checksum of a frame as most are is right: [`verify`] in fewer instructions.
 #[inline(always)] // on the way of each packet
-pub(crate) fn verify_plain(bytes: &[u8], headers: Plain) -> Option<Verdict> {
+pub(crate) fn is_right(bytes: &[u8], headers: Plain) -> bool {
     const ADDRESSES: usize = Plain::TRANSPORT - 8;
     const UDP_LENGTH: usize = Plain::TRANSPORT + 4;
-    let packet = bytes.get(ADDRESSES..headers.end as usize)?;
-    let head = bytes.first_chunk::<{ UDP_LENGTH + 4 }>()?;
+    let (Some(packet), Some(head)) = (
+        bytes.get(ADDRESSES..headers.end as usize),
+        bytes.first_chunk::<{ UDP_LENGTH + 4 }>(),
+    ) else {
+        return false;
+    };
     let len = (packet.len() - 8) as u16;
     let mut protocol = 6_u16;
     if headers.transport == Transport::Udp {
         let [.., a, b, c, d] = head;
-        if [*c, *d] == [0, 0] {
-            return Some(Verdict::None);
-        }
-        if u16::from_be_bytes([*a, *b]) != len {
-            return None;
+        if u16::from_be_bytes([*a, *b]) != len || [*c, *d] == [0, 0] {
+            return false;
         }
         protocol = 17;
     }
     let pseudo = u64::from(len.swap_bytes()) + u64::from(protocol.swap_bytes());
-    (fold(words(packet, pseudo)) == 0xffff).then_some(Verdict::Good)
+    fold(words(packet, pseudo)) == 0xffff
+}
+
+/// Whether a frame as most are has no checksum: UDP over IPv4 may do without (RFC 768).
+pub(crate) fn is_unused(bytes: &[u8], headers: Plain) -> bool {
+    const FIELD: usize = Plain::TRANSPORT + 6;
+    headers.transport == Transport::Udp && bytes.get(FIELD..FIELD + 2) == Some(&[0, 0])
 }
 
 /// The checksum field lies outside the frame.

@@ -76,11 +76,11 @@ pub struct Shape {
 }
 
 impl Default for Shape {
-    /// Everything, on one queue pair with split rings.
+    /// Everything on one queue pair with split rings, but for super-frames, whose buffers are large.
     fn default() -> Self {
         Shape {
             offered: Features::supported(1),
-            accepted: f::USUAL,
+            accepted: f::USUAL & !f::SEGMENTATION,
             pairs: 1,
         }
     }
