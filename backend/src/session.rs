@@ -139,7 +139,7 @@ impl Session {
                 self.said(index).has_begun();
                 if let Some(base) = base.filter(|&base| base != next) {
                     info!(
-                        "queue {index}: the front-end says to go on at {base}, the used index says {next}: that it is"
+                        "queue {index}: the front-end says to go on at {base}, the ring says {next}: that it is"
                     );
                 }
             }

@@ -173,6 +173,11 @@ pub struct PackedRing {
     short_at: Cursor,
 }
 
+/// The base that a front-end gives which knows of split rings only (User-mode Linux). It may also be a place: the beginning of any
+/// even round. But then the first descriptor was made available in the round before, and has flags that say so, or that
+/// it was used or made available since: in a new ring it has none.
+const UNTOLD: u16 = 0;
+
 // SAFETY: the pointers lie in `memory`, which may be used from any thread.
 unsafe impl Send for PackedRing {}
 
@@ -191,7 +196,7 @@ impl PackedRing {
             return Err(BadRing::Size(size));
         }
         let base = layout.base.unwrap_or(Cursor::START);
-        let start = Cursor::new(base);
+        let mut start = Cursor::new(base);
         if start.index() >= size {
             return Err(BadRing::Base { base, size });
         }
@@ -203,6 +208,9 @@ impl PackedRing {
             device: part("device's event suppression", layout.device, EVENT, 4)?,
             size,
         };
+        if base == UNTOLD && areas.slot(0).copy().flags.get() & STATE == 0 {
+            start = Cursor::new(Cursor::START);
+        }
         let event_idx = features.contains(Features::EVENT_IDX);
         Ok(PackedRing {
             memory,

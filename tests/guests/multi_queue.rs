@@ -40,8 +40,17 @@ fn interrupts(shown: &str, queue: &str) -> u64 {
 
 #[test]
 fn four_pairs_carry_traffic_with_a_vector_each_and_change_under_load() {
+    carry_traffic_and_change_under_load(&[]);
+}
+
+#[test]
+fn four_pairs_of_packed_rings_carry_traffic_and_change_under_load() {
+    carry_traffic_and_change_under_load(&["--packed"]);
+}
+
+fn carry_traffic_and_change_under_load(rings: &[&str]) {
     let nic = nic(&["--rss", "on"]);
-    let guest = boot("guest-qemu", &[&nic], &["--queues", "4"]);
+    let guest = boot("guest-qemu", &[&nic], &[&["--queues", "4"], rings].concat());
     let mut guest = Shell::start(guest, &nic.share());
     let shown = guest.run("ethtool -l eth0");
     assert_eq!(shown.matches("Combined:\t4").count(), 2, "{shown}");

@@ -1,7 +1,8 @@
 //! A NIC as a child process, and guests as child processes to talk with.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -341,6 +342,48 @@ impl Drop for Shell {
             }
         }
     }
+}
+
+/// QEMU's monitor, on the socket of `--qmp`.
+pub struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    /// Connects to it.
+    pub fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).expect("QEMU listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut monitor = Monitor(BufReader::new(stream));
+        let greeting = monitor.read();
+        assert!(!greeting["QMP"].is_null(), "{greeting}");
+        monitor.execute("qmp_capabilities", "{}");
+        monitor
+    }
+
+    /// Executes a command with `arguments` in JSON, which has to succeed.
+    pub fn execute(&mut self, command: &str, arguments: &str) {
+        let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}}}\n");
+        let mut stream: &UnixStream = self.0.get_ref();
+        stream.write_all(line.as_bytes()).expect("QEMU reads");
+        // Events may come before.
+        let answer = loop {
+            let line = self.read();
+            if line["event"].is_null() {
+                break line;
+            }
+        };
+        assert!(answer["error"].is_null(), "{command}: {answer}");
+    }
+
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("QEMU answers");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+}
+
+/// Fails in a guest whose driver has packed rings, or has none, other than `packed` says (VIRTIO 1.3, 6: bit 34).
+pub fn has_packed_rings(packed: u8) -> String {
+    format!("[ $(cut -c35 /sys/class/net/eth0/device/features) = {packed} ]\n")
 }
 
 /// 100 pings to the partner, of which none may be lost.

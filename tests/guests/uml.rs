@@ -2,19 +2,28 @@
 
 use serde_json::Value;
 
-use super::support::{Conversation, Nic, PING, TRANSFER, boot, repository, run};
+use super::support::{Conversation, Nic, PING, TRANSFER, boot, has_packed_rings, repository, run};
 
-#[test]
-fn pings_and_a_transfer_lose_nothing() {
-    let nic = Nic::new(&[]);
+fn pings_and_a_transfer(arguments: &[&str], packed: u8) {
+    let nic = Nic::new(arguments);
     let out = run(
         boot("guest-uml", &[&nic], &[]),
-        &format!("{PING}{TRANSFER}"),
+        &format!("{}{PING}{TRANSFER}", has_packed_rings(packed)),
     );
     assert!(out.contains("transferred"), "{out}");
     let stats = nic.stats();
     let drops = stats["port"]["drops"].as_object().expect("drops by reason");
     assert!(drops.values().all(|count| count == 0), "{stats:#}");
+}
+
+#[test]
+fn pings_and_a_transfer_lose_nothing() {
+    pings_and_a_transfer(&[], 1);
+}
+
+#[test]
+fn pings_and_a_transfer_lose_nothing_on_split_rings() {
+    pings_and_a_transfer(&["--disable", "RING_PACKED"], 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Every front-end in its own message order; and what happens when one of the two sides goes away.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,12 +60,20 @@ fn options() -> FrontEndOptions {
     }
 }
 
-fn attach(persona: Persona, socket: &std::path::Path, size: u16) -> VirtnetInfo<FrontEnd> {
+/// Rings of each kind.
+const RINGS: [u64; 3] = [0, f::RING_PACKED, f::RING_PACKED | f::IN_ORDER];
+
+fn attach(persona: Persona, socket: &Path, size: u16) -> VirtnetInfo<FrontEnd> {
+    attach_with(persona, socket, size, 0)
+}
+
+/// The same, with rings of that kind where the front-end has them.
+fn attach_with(persona: Persona, socket: &Path, size: u16, rings: u64) -> VirtnetInfo<FrontEnd> {
     let transport =
         FrontEnd::connect(persona, socket, memory_of(persona), options()).expect("a connection");
     let probe = ProbeOptions {
         queue_size: size,
-        ..without_super_frames()
+        ..without_super_frames().with(rings)
     };
     let guest = VirtnetInfo::probe(transport, &probe).expect("a device");
     catch_up(&guest);
@@ -95,14 +104,14 @@ fn assert_passes<T: Transport>(guest: &mut VirtnetInfo<T>, numbers: std::ops::Ra
 fn every_persona_attaches_passes_frames_and_leaves() {
     for persona in Persona::ALL {
         let nic = nic_for(persona);
-        // The second time, after a first front-end has left in order or without a word.
-        for round in 0..3 {
-            let mut guest = attach(persona, &nic.socket(), 256);
+        // After a front-end has left in order or without a word, whatever rings that one had.
+        for (round, rings) in (0..6).zip(RINGS.into_iter().cycle()) {
+            let mut guest = attach_with(persona, &nic.socket(), 256, rings);
             assert_passes(&mut guest, 0..1000);
             assert_eq!(guest.stats().0.drops, 0, "{persona:?}");
             guest.take_interrupts(0);
             assert!(guest.stats().0.interrupts > 0, "{persona:?}");
-            if round == 1 {
+            if round % 2 == 1 {
                 guest.remove().expect("a reset");
             }
         }
@@ -110,7 +119,7 @@ fn every_persona_attaches_passes_frames_and_leaves() {
         let status = nic.status();
         assert_eq!(
             (status.connections, status.refused_messages),
-            (3, 0),
+            (6, 0),
             "{persona:?}"
         );
         assert!(
@@ -138,18 +147,19 @@ fn memory_may_be_one_region_many_or_one_file() {
         let nic = TestNic::new("loopback");
         let memory = layout.build().expect("guest memory");
         // Both ways to tell it: the whole table, and region by region.
-        for protocol in [
+        let protocols = [
             Protocol::REPLY_ACK,
             Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS,
-        ] {
+        ];
+        for (protocol, rings) in protocols.into_iter().flat_map(|p| [(p, 0), (p, RINGS[2])]) {
             let options = VhostUserOptions {
                 protocol_features: protocol | Protocol::CONFIG | Protocol::MQ,
                 ..VhostUserOptions::default()
             };
             let transport = VhostUser::connect_with(&nic.socket(), memory.clone(), &options)
                 .expect("a connection");
-            let mut guest =
-                VirtnetInfo::probe(transport, &ProbeOptions::default()).expect("a device");
+            let options = without_super_frames().with(rings);
+            let mut guest = VirtnetInfo::probe(transport, &options).expect("a device");
             assert_passes(&mut guest, 0..300);
             guest.remove().expect("a reset");
         }
@@ -187,12 +197,12 @@ fn drain<T: Transport>(guest: &mut VirtnetInfo<T>, nic: &TestNic) {
 #[test]
 fn the_next_guest_gets_nothing_that_was_meant_for_the_one_before() {
     let nic = TestNic::new("loopback");
-    let small = ProbeOptions {
-        queue_size: 4,
-        ..ProbeOptions::default()
-    };
-    for in_order in [false, true] {
-        let mut first = nic.guest(&small);
+    let leaves = [false, true].into_iter();
+    for (in_order, rings) in leaves.flat_map(|leave| RINGS.map(|rings| (leave, rings))) {
+        let mut first = nic.guest(&ProbeOptions {
+            queue_size: 4,
+            ..ProbeOptions::default().with(rings)
+        });
         for start in (1000..1048).step_by(4) {
             settle_tx(&mut first);
             stuff(&mut first, start..start + 4);
@@ -290,8 +300,14 @@ fn receive<T: Transport>(guest: &mut VirtnetInfo<T>, count: usize) {
 
 #[test]
 fn nothing_is_touched_from_the_answer_to_get_vring_base_on() {
+    RINGS.into_iter().for_each(nothing_is_touched);
+}
+
+fn nothing_is_touched(rings: u64) {
     let nic = busy_nic();
-    let mut guest = nic.guest(&ProbeOptions::default());
+    // The control queue's ring would run on.
+    let options = without_super_frames().with(rings).without(f::CTRL_VQ);
+    let mut guest = nic.guest(&options);
     for _ in 0..5 {
         receive(&mut guest, 500);
         stuff(&mut guest, 0..100);
@@ -300,6 +316,10 @@ fn nothing_is_touched_from_the_answer_to_get_vring_base_on() {
         let memory = guest.transport.memory().clone();
         let before = memory.checksum();
         for (next, vq) in [(rx, &guest.rq[0].vq), (tx, &guest.sq[0].vq)] {
+            if rings & f::RING_PACKED != 0 {
+                assert_eq!(next >> 16, next & 0xffff, "what was taken was used");
+                continue;
+            }
             let ring =
                 RingMemory::at(&memory, vq.size(), vq.ring().layout()).expect("it is in memory");
             assert_eq!(
@@ -328,18 +348,29 @@ fn nothing_is_touched_from_the_answer_to_get_vring_base_on() {
 
 #[test]
 fn a_disabled_ring_receives_nothing_and_discards_what_is_sent() {
+    RINGS.into_iter().for_each(a_disabled_ring);
+}
+
+fn a_disabled_ring(rings: u64) {
     let nic = busy_nic();
-    let mut guest = nic.guest(&ProbeOptions::default());
+    let mut guest = nic.guest(&without_super_frames().with(rings));
     let drops = |reason| nic.status().nic.port.counters.drops.get(reason);
     for _ in 0..5 {
         receive(&mut guest, 300);
         guest.transport.enable_queue(0, false).expect("an answer");
-        let (used, dropped) = (
-            guest.rq[0].vq.ring().used.load_acquire_u16(2),
-            drops(Drop::RxQueueDisabled),
-        );
+        let ring = guest.rq[0].vq.ring();
+        // What shows the driver that buffers were used.
+        let shown = || {
+            let mut descriptors = vec![0; ring.desc.len()];
+            ring.desc.read(0, &mut descriptors);
+            (descriptors, ring.used.load_acquire_u16(2))
+        };
+        let (before, dropped) = (shown(), drops(Drop::RxQueueDisabled));
         let_pass(&nic, 200);
-        assert_eq!(guest.rq[0].vq.ring().used.load_acquire_u16(2), used);
+        if rings & f::RING_PACKED == 0 {
+            assert_eq!(shown().1, before.1);
+        }
+        assert!(shown().0 == before.0);
         assert!(drops(Drop::RxQueueDisabled) >= dropped + 200);
         guest.transport.enable_queue(0, true).expect("an answer");
 
@@ -365,8 +396,12 @@ fn a_disabled_ring_receives_nothing_and_discards_what_is_sent() {
 
 #[test]
 fn memory_and_features_may_be_set_again_while_rings_run() {
+    RINGS.into_iter().for_each(memory_and_features_set_again);
+}
+
+fn memory_and_features_set_again(rings: u64) {
     let nic = TestNic::new("loopback");
-    let mut guest = nic.guest(&ProbeOptions::default());
+    let mut guest = nic.guest(&without_super_frames().with(rings));
     let features = guest.features() | f::PROTOCOL_FEATURES;
     for round in 0..20 {
         stuff(&mut guest, 0..64);
@@ -414,8 +449,12 @@ fn region_info(region: nic_guest::memory::RegionInfo) -> VhostUserMemoryRegionIn
 
 #[test]
 fn regions_come_and_go_while_rings_run() {
+    RINGS.into_iter().for_each(regions_come_and_go);
+}
+
+fn regions_come_and_go(rings: u64) {
     let nic = TestNic::new("loopback");
-    let mut guest = attach(Persona::Qemu, &nic.socket(), 256);
+    let mut guest = attach_with(Persona::Qemu, &nic.socket(), 256, rings);
     for round in 0..20u64 {
         stuff(&mut guest, 0..64);
         let more = GuestMemory::builder()
@@ -444,8 +483,12 @@ fn regions_come_and_go_while_rings_run() {
 
 #[test]
 fn a_ring_whose_memory_goes_and_comes_back_goes_on() {
+    RINGS.into_iter().for_each(memory_goes_and_comes_back);
+}
+
+fn memory_goes_and_comes_back(rings: u64) {
     let nic = TestNic::new("loopback");
-    let mut guest = attach(Persona::Qemu, &nic.socket(), 256);
+    let mut guest = attach_with(Persona::Qemu, &nic.socket(), 256, rings);
     assert_passes(&mut guest, 0..100);
     for region in guest.transport.memory().regions() {
         let body = single_region(&memory_region(&region, region.host_addr));

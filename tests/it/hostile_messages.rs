@@ -14,11 +14,13 @@ use nic_guest::transport::message::{
     memory_region, memory_table, single_region, vring_addr, vring_state,
 };
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+use nic_guest::virtio_net::VirtnetInfo;
 use nix::sys::eventfd::EventFd;
 use vhost::vhost_user::message::{FrontendReq as Req, VhostUserProtocolFeatures as Protocol};
 
-use crate::support::{PATIENCE, TestNic, exchange, numbered_frame, wait_until};
+use crate::support::{
+    PATIENCE, TestNic, exchange, numbered_frame, wait_until, without_super_frames,
+};
 
 mod cases;
 mod garbage;
@@ -61,7 +63,7 @@ fn guest(nic: &TestNic) -> VirtnetInfo<VhostUser> {
     };
     let memory = GuestMemory::new(8 << 20).expect("memory");
     let transport = VhostUser::connect_with(&nic.socket(), memory, &options).expect("a connection");
-    VirtnetInfo::probe(transport, &ProbeOptions::default()).expect("a device")
+    VirtnetInfo::probe(transport, &without_super_frames()).expect("a device")
 }
 
 fn assert_works(guest: &mut VirtnetInfo<VhostUser>, why: &str) {

@@ -14,6 +14,7 @@ mod hostile_rings;
 mod link;
 mod measure;
 mod multi_queue;
+mod offloads;
 mod packed;
 mod process;
 mod talk;

@@ -194,6 +194,29 @@ fn a_packed_ring_begins_anew_with_a_new_driver() {
 }
 
 #[test]
+fn a_base_of_zero_is_a_new_ring_or_an_even_round() {
+    let nic = TestNic::new("none");
+    let mut front = FrontEnd::new(&nic);
+    front.accept(Features::RING_PACKED);
+    front.give_memory();
+    front.say(Req::SET_VRING_NUM, &vring_state(QUEUE, SIZE.into()), &[]);
+    // As User-mode Linux says it.
+    front.begin_at(0);
+    front.place();
+    front.start();
+    for _ in 0..SIZE {
+        front.send();
+    }
+    assert_eq!(front.stop(), 0, "the second round begins");
+    front.begin_at(0);
+    front.start();
+    for _ in 0..SIZE {
+        front.send();
+    }
+    assert_eq!(front.stop(), 0x8000_8000);
+}
+
+#[test]
 fn a_base_beyond_the_ring_is_not_used() {
     let nic = TestNic::new("none");
     let mut front = FrontEnd::new(&nic);

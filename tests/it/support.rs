@@ -94,9 +94,15 @@ impl TestNic {
         self.server = Some(NicServer::start(self.config.clone()).expect("a NIC again"));
     }
 
-    /// A guest of ours on the socket.
+    /// A guest of ours on the socket, with memory for each queue pair: most of it for super-frames to be sent.
     pub fn guest(&self, options: &ProbeOptions) -> VirtnetInfo<VhostUser> {
-        let memory = GuestMemory::new(32 << 20).expect("guest memory");
+        let each = if options.features & features::SEGMENTATION == 0 {
+            8 << 20
+        } else {
+            32 << 20
+        };
+        let memory = GuestMemory::new(usize::from(options.queue_pairs.min(8)) * each);
+        let memory = memory.expect("guest memory");
         let transport = VhostUser::connect(&self.socket(), memory).expect("a connection");
         VirtnetInfo::probe(transport, options).expect("a device")
     }
@@ -118,17 +124,17 @@ impl TestNic {
     }
 }
 
-/// A driver that takes all but super-frames, for which it would have buffers of 64 KiB each.
+/// A driver that takes what is usual but super-frames, for which it would have buffers of 64 KiB each.
 pub fn without_super_frames() -> ProbeOptions {
     ProbeOptions {
-        features: features::SUPPORTED & !features::SEGMENTATION,
+        features: features::USUAL & !features::SEGMENTATION,
         ..ProbeOptions::default()
     }
 }
 
-/// What the NICs of these tests offer: no super-frames, for which our driver has buffers of 64 KiB each.
+/// What the NICs of these tests offer.
 pub fn offered(pairs: u16) -> Features {
-    Features::supported(pairs) - Features::GUEST_GSO - Features::HOST_GSO
+    Features::supported(pairs)
 }
 
 /// Workers of each NIC, unless a test says otherwise: $NIC_WORKERS, else one.

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use nic_device::memory::{GuestMemory, Scatter};
 use nic_device::ring::{Chain, Ring};
-use nic_device::split::SplitRing;
 
 use crate::chance::Chance;
 use crate::watch::{LostWakeUp, Watch};
 use crate::{BUFFER, Traffic};
 
 /// A device with a ring.
-pub struct Card<'a> {
-    ring: SplitRing,
+pub struct Card<'a, R> {
+    ring: R,
     traffic: Traffic,
     packets: u64,
     watch: &'a Watch,
@@ -23,9 +22,9 @@ pub struct Card<'a> {
     moved: u64,
 }
 
-impl<'a> Card<'a> {
+impl<'a, R: Ring> Card<'a, R> {
     pub fn new(
-        ring: SplitRing,
+        ring: R,
         memory: Arc<GuestMemory>,
         traffic: Traffic,
         packets: u64,

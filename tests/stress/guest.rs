@@ -2,7 +2,7 @@
 
 use nic_guest::memory::GuestSlice;
 use nic_guest::ring::Segment;
-use nic_guest::ring::split::SplitQueue;
+use nic_guest::ring::virtqueue::Virtqueue;
 
 use crate::chance::Chance;
 use crate::watch::{LostWakeUp, Watch};
@@ -10,7 +10,7 @@ use crate::{BUFFER, Traffic};
 
 /// A driver with a queue.
 pub struct Guest<'a> {
-    queue: SplitQueue,
+    queue: Virtqueue,
     traffic: Traffic,
     packets: u64,
     watch: &'a Watch,
@@ -27,7 +27,7 @@ pub struct Guest<'a> {
 
 impl<'a> Guest<'a> {
     pub fn new(
-        queue: SplitQueue,
+        queue: Virtqueue,
         traffic: Traffic,
         packets: u64,
         watch: &'a Watch,
@@ -74,11 +74,11 @@ impl<'a> Guest<'a> {
     fn state(&self) -> String {
         let queue = &self.queue;
         format!(
-            "the guest: {} buffers added, {} packets moved, available index {}, used index {}, {} descriptors free",
+            "the guest: {} buffers added, {} packets moved, {:#x} looked at next, {} buffers out, {} descriptors free",
             self.added,
             self.moved,
-            queue.avail_idx(),
-            queue.last_used_idx(),
+            queue.vring_base(),
+            queue.outstanding(),
             queue.num_free()
         )
     }

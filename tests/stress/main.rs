@@ -1,6 +1,6 @@
 //! No wake-up is lost, on real memory: the guest's ring against the card's, a thread each, that mask and sleep at random.
 //!
-//! `SplitQueue` on one mapping of a memfd, `SplitRing` on another, a line each way to wake the other by. Rings are tiny, so
+//! The guest's queue on one mapping of a memfd, the card's ring on another, split or packed, a line each way to wake the other by. Rings are tiny, so
 //! that a side soon has nothing to do; then it asks to be told, and sleeps until it is. If nothing moves for
 //! 20 seconds while somebody sleeps, a wake-up has been lost, and both sides say where they stand. Packets carry
 //! their number: each must arrive, once, and in order.
@@ -22,11 +22,12 @@ use std::time::Instant;
 
 use nic_device::features::Features;
 use nic_device::memory::GuestMemory as Mapped;
-use nic_device::ring::Layout;
+use nic_device::packed::PackedRing;
+use nic_device::ring::{Layout, Ring};
 use nic_device::split::SplitRing;
 use nic_guest::memory::{GuestMemory, PAGE_SIZE};
-use nic_guest::ring::raw::RawRing;
-use nic_guest::ring::split::{SplitQueue, SplitQueueOptions};
+use nic_guest::ring::OffWrap;
+use nic_guest::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use card::Card;
@@ -34,9 +35,10 @@ use chance::Chance;
 use guest::Guest;
 use watch::Watch;
 
-/// Entries of the rings.
+/// Entries of split rings, and of packed ones, which need not be powers of two.
 const ENTRIES: [u16; 4] = [2, 4, 8, 16];
-/// Where indices start, so that they wrap around soon.
+const PACKED_ENTRIES: [u16; 4] = [2, 3, 7, 16];
+/// Where a split ring's indices start, so that they wrap around soon.
 const START: u16 = 65_530;
 /// Octets of a buffer: the number of its packet.
 const BUFFER: usize = size_of::<u64>();
@@ -82,34 +84,57 @@ fn map_again(memory: &GuestMemory) -> Arc<Mapped> {
 }
 
 /// Moves `packets` packets through a ring of `entries`.
-fn pass(traffic: Traffic, event_idx: bool, entries: u16, packets: u64, seed: u64) {
+fn pass(traffic: Traffic, options: VirtqueueOptions, entries: u16, packets: u64, seed: u64) {
     let memory = GuestMemory::new(16 * PAGE_SIZE).expect("guest memory");
-    let options = SplitQueueOptions {
-        event_idx,
-        indirect: 0,
+    let mut queue = Virtqueue::new(&memory, entries, options).expect("a ring");
+    let base = match &mut queue {
+        Virtqueue::Split(queue) => {
+            queue.start_at(START);
+            None
+        }
+        Virtqueue::Packed(queue) => {
+            let start = OffWrap::new(entries - 1, true);
+            queue.start_at(start);
+            Some(start.0)
+        }
     };
-    let mut queue = SplitQueue::new(&memory, entries, options).expect("a ring");
-    queue.start_at(START);
     let at = queue.ring().layout();
     let layout = Layout {
         size: entries,
         descriptors: at.desc,
         driver: at.avail,
         device: at.used,
-        base: None,
+        base,
     };
-    let features = if event_idx {
-        Features::EVENT_IDX
-    } else {
-        Features::empty()
-    };
+    let mut features = Features::empty();
+    features.set(Features::EVENT_IDX, options.event_idx);
+    features.set(Features::IN_ORDER, options.in_order);
     let mapped = map_again(&memory);
-    let ring = SplitRing::new(mapped.clone(), &layout, features).expect("a ring");
-    let watch = Watch::new(RawRing::new(queue.ring()));
+    let (map, way) = (mapped.clone(), (traffic, packets, seed));
+    if options.packed {
+        let ring = PackedRing::new(mapped, &layout, features).expect("a ring");
+        pass_between(queue, ring, map, way, options);
+    } else {
+        let ring = SplitRing::new(mapped, &layout, features).expect("a ring");
+        pass_between(queue, ring, map, way, options);
+    }
+}
+
+fn pass_between(
+    queue: Virtqueue,
+    ring: impl Ring + Send,
+    mapped: Arc<Mapped>,
+    (traffic, packets, seed): (Traffic, u64, u64),
+    options: VirtqueueOptions,
+) {
+    let name = format!(
+        "{traffic:?}, {options:?}, {} entries, seed {seed}",
+        queue.size()
+    );
+    let watch = Watch::new(&queue);
     let begin = Instant::now();
     let guest = Guest::new(queue, traffic, packets, &watch, Chance::new(seed));
     let card = Card::new(ring, mapped, traffic, packets, &watch, Chance::new(!seed));
-    let name = format!("{traffic:?}, EVENT_IDX {event_idx}, {entries} entries, seed {seed}");
     thread::scope(|scope| {
         let card = scope.spawn(|| card.run());
         let guest = guest.run();
@@ -127,14 +152,22 @@ fn pass(traffic: Traffic, event_idx: bool, entries: u16, packets: u64, seed: u64
 /// One ring at a time: the two sides shall run at the same moment, and there may be no more than two processors.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// An equal part of all packets through rings of each size.
+/// An equal part of all packets through rings of each kind and size.
 fn pass_all(traffic: Traffic, event_idx: bool) {
-    let parts = 3 * 2 * ENTRIES.len() as u64;
+    let parts = 3 * 2 * 4 * ENTRIES.len() as u64;
     let packets = variable("STRESS_PACKETS", 100_000).div_ceil(parts);
     let seed = variable("STRESS_SEED", 1);
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for entries in ENTRIES {
-        pass(traffic, event_idx, entries, packets, seed);
+    for (packed, in_order) in [(false, false), (false, true), (true, false), (true, true)] {
+        let options = VirtqueueOptions {
+            packed,
+            in_order,
+            event_idx,
+            indirect: 0,
+        };
+        for entries in if packed { PACKED_ENTRIES } else { ENTRIES } {
+            pass(traffic, options, entries, packets, seed);
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use nic_guest::ring::raw::RawRing;
+use nic_guest::ring::raw_packed::RawPackedRing;
+use nic_guest::ring::virtqueue::Virtqueue;
 
 /// How long somebody sleeps while nothing moves before it is called a lost wake-up: so many times that long.
 pub const PATIENCE: u32 = 20;
@@ -40,7 +42,13 @@ pub struct Watch {
     /// The longest time that nothing moved while somebody slept, in looks.
     quiet: AtomicU32,
     over: AtomicBool,
-    ring: RawRing,
+    ring: Words,
+}
+
+/// Where the words of the ring are.
+enum Words {
+    Split(RawRing),
+    Packed(RawPackedRing),
 }
 
 /// Nobody woke this side, and nothing moved.
@@ -48,7 +56,11 @@ pub struct Watch {
 pub struct LostWakeUp;
 
 impl Watch {
-    pub fn new(ring: RawRing) -> Self {
+    pub fn new(queue: &Virtqueue) -> Self {
+        let ring = match queue {
+            Virtqueue::Split(queue) => Words::Split(RawRing::new(queue.ring())),
+            Virtqueue::Packed(queue) => Words::Packed(RawPackedRing::new(queue.ring())),
+        };
         Watch {
             interrupt: Line::default(),
             kick: Line::default(),
@@ -120,16 +132,24 @@ impl fmt::Display for Watch {
             );
             write!(f, "{raises} {name} for {sleeps} sleeps, ")?;
         }
-        let (quiet, ring) = (self.quiet.load(Ordering::Relaxed), &self.ring);
-        write!(
-            f,
-            "at most {quiet} s without news, avail.flags {} avail.idx {} used_event {} used.flags {} used.idx {} avail_event {}",
-            ring.avail_flags(),
-            ring.avail_idx(),
-            ring.used_event(),
-            ring.used_flags(),
-            ring.used_idx(),
-            ring.avail_event()
-        )
+        let quiet = self.quiet.load(Ordering::Relaxed);
+        write!(f, "at most {quiet} s without news, ")?;
+        match &self.ring {
+            Words::Split(ring) => write!(
+                f,
+                "avail.flags {} avail.idx {} used_event {} used.flags {} used.idx {} avail_event {}",
+                ring.avail_flags(),
+                ring.avail_idx(),
+                ring.used_event(),
+                ring.used_flags(),
+                ring.used_idx(),
+                ring.avail_event()
+            ),
+            Words::Packed(ring) => {
+                let flags: Vec<u16> = (0..ring.size()).map(|at| ring.flags(at)).collect();
+                let (driver, device) = (ring.driver_event(), ring.device_event());
+                write!(f, "flags {flags:x?} driver {driver:x?} device {device:x?}")
+            }
+        }
     }
 }

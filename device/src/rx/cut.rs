@@ -23,6 +23,13 @@ pub(crate) struct Cutter {
     begun: Option<(Identity, usize)>,
 }
 
+impl Cutter {
+    /// Whether some segments of a super-frame were delivered, and there were too few buffers for the others.
+    pub(crate) fn waits(&self) -> bool {
+        self.begun.is_some_and(|(_, done)| done > 0)
+    }
+}
+
 /// No two frames have the same buffer at the same instant.
 type Identity = (usize, Nanos);
 

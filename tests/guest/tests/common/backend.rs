@@ -242,6 +242,7 @@ impl State {
         let packed = self.features & f::RING_PACKED != 0;
         let vring = &mut self.vrings[index];
         let layout = vring.addr.expect("addresses before the kick");
+        let at = RingMemory::at_packed(&self.memory, vring.num, layout).unwrap();
         let mut queue = QueueConfig {
             index: index as u16,
             size: vring.num,
@@ -251,6 +252,9 @@ impl State {
         if !packed {
             let ring = RingMemory::at(&self.memory, vring.num, layout).unwrap();
             queue.next = ring.used.load_acquire_u16(2).into();
+        } else if vring.base == 0 && at.desc.read_u16(14) & 0x8080 == 0 {
+            // User-mode Linux's.
+            queue.next = 0x8000_8000;
         } else if vring.base >> 16 == 0 {
             // DPDK's one half counts for both.
             queue.next |= vring.base << 16;

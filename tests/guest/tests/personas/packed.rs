@@ -23,6 +23,7 @@ fn packed_rings_are_told_of_where_a_front_end_has_them() {
             Persona::Crosvm => (0, 0),
             Persona::CloudHypervisor => (f::IN_ORDER, 0),
             Persona::VirtioUser => (RINGS, 0x8000),
+            Persona::Uml => (RINGS, 0),
             _ => (RINGS, 0x8000_8000_u32),
         };
         assert_eq!(nic.features() & RINGS, packed, "{persona:?}");
