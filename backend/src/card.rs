@@ -66,6 +66,7 @@ impl Card {
         let link = card.nic.port.phy.link();
         let super_frames = card.wire.has_super_frames();
         card.nic.port.set_super_frames(super_frames);
+        card.nic.port.set_flow_control(card.wire.waits());
         card.wire.link_changed(now, link);
         card
     }

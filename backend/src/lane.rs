@@ -82,6 +82,8 @@ pub struct PortLane {
     worker: Arc<Bell>,
     /// Whether the worker is to be woken for what it was given.
     given: bool,
+    /// Whether the port waits for frames to come back.
+    room_wanted: Arc<AtomicBool>,
 }
 
 /// The worker's end of a lane.
@@ -93,6 +95,7 @@ pub struct WorkerLane {
     packets: Producer<Frame>,
     spares: Consumer<Frame>,
     port: Arc<Bell>,
+    room_wanted: Arc<AtomicBool>,
 }
 
 /// A lane of `queue`, whose FIFO holds `fifo` octets.
@@ -109,6 +112,7 @@ pub fn lane(
     let (to_return, delivered) = RingBuffer::new(frames);
     let (to_send, packets) = RingBuffer::new(TX_FRAMES);
     let (spares, to_use) = RingBuffer::new(2 * TX_FRAMES);
+    let room_wanted = Arc::new(AtomicBool::new(false));
     let ours = PortLane {
         received,
         delivered,
@@ -116,6 +120,7 @@ pub fn lane(
         spares,
         worker,
         given: false,
+        room_wanted: room_wanted.clone(),
     };
     let theirs = WorkerLane {
         queue,
@@ -124,6 +129,7 @@ pub fn lane(
         packets: to_send,
         spares: to_use,
         port,
+        room_wanted,
     };
     (ours, theirs)
 }
@@ -176,6 +182,13 @@ impl PortLane {
         taken
     }
 
+    /// Has the port, which is about to sleep, woken for the next frame that comes back. Returns true if one has already.
+    pub fn want_room(&mut self) -> bool {
+        self.room_wanted.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        !self.delivered.is_empty()
+    }
+
     /// Whether packets wait to be taken.
     #[must_use]
     pub fn has_packets(&self) -> bool {
@@ -199,6 +212,11 @@ impl WorkerLane {
         for frame in frames {
             let pushed = self.delivered.push(frame);
             pushed.expect("as many frames come back as came");
+        }
+        fence(Ordering::SeqCst);
+        let wanted = &self.room_wanted;
+        if wanted.load(Ordering::Relaxed) && wanted.swap(false, Ordering::Relaxed) {
+            self.port.ring();
         }
     }
 
@@ -284,6 +302,32 @@ mod tests {
         }
         assert!(port.has_packets());
         assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn a_port_that_waits_for_room_is_woken_once() {
+        let (bell, other) = (Bell::new(), Bell::new());
+        let bell = Arc::new(bell.expect("a descriptor"));
+        let other = Arc::new(other.expect("a descriptor"));
+        let (mut port, mut worker) = lane(QueueIndex(0), 4096, bell.clone(), other);
+        let mut pool = Pool::new(64);
+        let mut pass = |port: &mut PortLane| {
+            port.push(pool.take());
+            let frame = worker.received();
+            worker.give_back(frame);
+        };
+        bell.doze();
+        pass(&mut port);
+        assert!(bell.event().read().is_err(), "it does not wait for room");
+        assert!(port.want_room(), "there is some");
+        while port.delivered().is_some() {}
+        assert!(!port.want_room());
+        pass(&mut port);
+        pass(&mut port);
+        assert_eq!(bell.event().read(), Ok(1), "woken once");
+        bell.doze();
+        pass(&mut port);
+        assert!(bell.event().read().is_err(), "it has not asked again");
     }
 
     #[test]

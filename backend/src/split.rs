@@ -108,6 +108,7 @@ impl PortSide {
         };
         let link = side.port.phy.link();
         side.port.set_super_frames(side.wire.has_super_frames());
+        side.port.set_flow_control(side.wire.waits());
         side.wire.link_changed(now, link);
         side
     }
@@ -245,9 +246,11 @@ impl Body for PortSide {
 
     fn idle(&mut self, now: Nanos) -> bool {
         let commanded = self.rings().idle(now, false);
+        let paused = self.port.wire_is_paused();
+        let room = paused && self.lanes.iter_mut().any(PortLane::want_room);
         // While the line is busy its deadline wakes.
         let packets = self.lanes.iter().any(PortLane::has_packets);
-        commanded | (packets && self.port.tx_resumes().is_none())
+        commanded | room | (packets && self.port.tx_resumes().is_none())
     }
 
     fn rings(&mut self) -> Rings<'_> {

@@ -66,6 +66,12 @@ pub trait Wire: Send {
         false
     }
 
+    /// Whether it keeps what is not received, without loss, until there is room: as a link partner does with flow control
+    /// (IEEE 802.3, annex 31B). From any other the card takes what comes, and drops what it has no room for.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// A descriptor that is readable when frames have come. It stays so until they are received.
     fn readable(&self) -> Option<BorrowedFd<'_>> {
         None

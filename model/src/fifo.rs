@@ -2,7 +2,7 @@
 //!
 //! Frames enter behind the filter and leave by DMA, in order. The port keeps account of the octets in it
 //! ([`Occupancy`]): when the next frame does not fit it is the one that is dropped (tail drop), as a packet buffer
-//! without flow control does it. The frames themselves are with whoever serves the queue ([`Fifo`]).
+//! without flow control does it; a wire that can wait is not asked for one ([`Port::wire_is_paused`](crate::port::Port::wire_is_paused)). The frames themselves are with whoever serves the queue ([`Fifo`]).
 
 use std::vec::Drain;
 

@@ -264,10 +264,17 @@ impl Pool {
         BIG_LENT.saturating_sub(self.big_lent)
     }
 
+    /// Super-frames that may be received before some have to come back.
+    #[must_use]
+    #[inline]
+    pub fn big_room_received(&self) -> usize {
+        BIG_RECEIVED.saturating_sub(self.big_lent)
+    }
+
     /// An empty frame with a buffer of [`BIG_BUFFER`] octets for a received super-frame, or none if too many are in use.
     #[cold]
     pub fn take_big_received(&mut self) -> Option<Frame> {
-        (self.big_lent < BIG_RECEIVED).then(|| self.take_big())
+        (self.big_room_received() > 0).then(|| self.take_big())
     }
 
     /// An empty frame with a buffer of [`BIG_BUFFER`] octets, whoever asks for it: see [`Pool::big_room`].

@@ -114,6 +114,8 @@ pub struct Port {
     tx_paused: bool,
     /// Whether the wire gives and takes super-frames.
     wire_has_super_frames: bool,
+    /// Whether the wire keeps what there is no room for.
+    wire_waits: bool,
 }
 
 /// What a port has done and where it stands, at one instant.
@@ -186,6 +188,7 @@ impl Port {
             first_tx: 0,
             tx_paused: false,
             wire_has_super_frames: false,
+            wire_waits: false,
         }
     }
 
@@ -196,11 +199,11 @@ impl Port {
     }
 
     /// Frames that the line can take from the wire at `now`: none without a link, or while it is busy with
-    /// those it took before. Until a burst brings none, more may have come.
+    /// those it took before, or if the wire has to wait for room. Until a burst brings none, more may have come.
     #[must_use]
     #[inline]
     pub fn rx_room(&self, now: Nanos) -> usize {
-        if !self.phy.link() || self.phy.rx.busy_until() > now + self.lead {
+        if !self.phy.link() || self.phy.rx.busy_until() > now + self.lead || self.wire_is_paused() {
             return 0;
         }
         // They are in the FIFO from then on, though they have yet to arrive: no more than surely fit, but one in any case,
@@ -211,6 +214,27 @@ impl Port {
         let free = self.fifos.iter().map(Occupancy::free);
         let free = free.filter(|&free| free >= longest).min().unwrap_or(0);
         (free / buffer).clamp(1, BURST)
+    }
+
+    /// Says whether the wire keeps what there is no room for, until there is.
+    pub fn set_flow_control(&mut self, wire_waits: bool) {
+        self.wire_waits = wire_waits;
+    }
+
+    /// Whether the wire has to wait until the host has taken frames: as long as any FIFO has no room for the longest, whose queue it will
+    /// be is not known before (IEEE 802.3, annex 31B: PAUSE is for all of the line).
+    #[must_use]
+    #[inline]
+    pub fn wire_is_paused(&self) -> bool {
+        self.wire_waits && self.lacks_room()
+    }
+
+    #[cold]
+    fn lacks_room(&self) -> bool {
+        let longest = self.longest();
+        let full = |fifo: &Occupancy| fifo.octets() > 0 && fifo.free() < longest;
+        let no_buffer = self.wire_has_super_frames && self.pool.big_room_received() == 0;
+        no_buffer || self.fifos.iter().any(full)
     }
 
     /// Takes a burst from the wire and leaves in `frames` those that are admitted, each with its queue. Returns the instant
@@ -291,34 +315,33 @@ impl Port {
         if !self.mac.is_plain(frame) || !self.filter.is_own(bytes) {
             return None;
         }
-        let right =
-            matches!(frame.checksum, Checksum::Unknown) && checksum::is_right(bytes, headers);
-        if !right && !self.needs_no_checksum(frame, headers) {
-            return None;
+        if !matches!(frame.checksum, Checksum::Unknown) || !checksum::is_right(bytes, headers) {
+            return self.glance_unverified(frame, headers);
         }
-        let fifos = Fifos(&self.fifos);
-        let steered = self.rss.steer_plain(bytes, headers, &fifos);
-        let octets = bytes.len() + FCS;
-        self.carry(frame, octets);
-        self.counters.rx_unicast += 1;
-        if right {
-            self.counters.rx_checksum_good += 1;
-            frame.checksum = Checksum::Valid;
-        }
-        Some(steered)
+        self.counters.rx_checksum_good += 1;
+        frame.checksum = Checksum::Valid;
+        Some(self.settle(frame, headers))
     }
 
-    /// Whether there is nothing to verify in a frame as most are: it was verified before, or has no checksum.
+    /// [`Port::glance`] at a frame in which there is nothing to verify: it was verified before, or has no checksum.
     #[inline(never)] // so that the way of those that are verified is short
-    fn needs_no_checksum(&mut self, frame: &Contents, headers: Plain) -> bool {
+    fn glance_unverified(&mut self, frame: &mut Contents, headers: Plain) -> Option<Steered> {
         match frame.checksum {
-            Checksum::Valid => {
-                self.counters.rx_checksum_good += 1;
-                true
-            }
-            Checksum::Unknown => checksum::is_unused(frame.bytes(), headers),
-            _ => false,
+            Checksum::Valid => self.counters.rx_checksum_good += 1,
+            Checksum::Unknown if checksum::is_unused(frame.bytes(), headers) => {}
+            _ => return None,
         }
+        Some(self.settle(frame, headers))
+    }
+
+    /// Carries a frame as most are over the line, and steers it.
+    #[inline(always)]
+    fn settle(&mut self, frame: &mut Contents, headers: Plain) -> Steered {
+        self.counters.rx_unicast += 1;
+        let octets = frame.len() + FCS;
+        self.carry(frame, octets);
+        let fifos = Fifos(&self.fifos);
+        self.rss.steer_plain(frame.bytes(), headers, &fifos)
     }
 
     /// Verifies the transport checksum of a frame with the headers `summary`.

@@ -5,7 +5,8 @@
 //! tells what has yet to be done to it: super-frames pass whole in both directions, and checksums that the kernel left to the card come as
 //! they are. The device is attached to if it exists (made persistent
 //! with `ip tuntap`), else created, brought up and given the port's MTU; one that was created here goes
-//! with the process. Its carrier follows the card's link. Dropped are frames that the kernel refuses
+//! with the process. Its carrier follows the card's link. While the card has no room frames wait in the interface's queue, and
+//! there the kernel drops what is too much. Dropped are frames that the kernel refuses
 //! (its interface down, its queue full) and those that waited in it while there was no link.
 
 use std::ffi::{c_int, c_short};
@@ -94,8 +95,8 @@ pub fn is_name(name: &str) -> bool {
 pub struct Tap {
     name: String,
     device: File,
-    /// Where what is longer than a frame goes first.
-    rest: Box<[u8]>,
+    /// Where the octets of a super-frame go that a usual buffer has no room for: where they stay, if it is one.
+    rest: Frame,
     received: u64,
     sent: u64,
     /// Of those, super-frames.
@@ -140,7 +141,7 @@ impl Tap {
         let tap = Tap {
             name: name.to_owned(),
             device,
-            rest: vec![0; BIG_BUFFER].into_boxed_slice(),
+            rest: Pool::new(BIG_BUFFER).take(),
             received: 0,
             sent: 0,
             received_super: 0,
@@ -178,12 +179,14 @@ impl Tap {
         while !self.gone {
             let mut header = NetHeader::default();
             let mut frame = pool.take();
+            let usual = frame.buffer_mut();
+            let rest = &mut self.rest.buffer_mut()[usual.len()..];
             let outcome = readv(
                 &self.device,
                 &mut [
                     IoSliceMut::new(&mut header.as_mut_bytes()[..LEGACY_HEADER]),
-                    IoSliceMut::new(frame.buffer_mut()),
-                    IoSliceMut::new(&mut self.rest),
+                    IoSliceMut::new(usual),
+                    IoSliceMut::new(rest),
                 ],
             );
             match outcome {
@@ -240,11 +243,9 @@ impl Tap {
             return None;
         };
         frame.set_len(len);
-        let here = frame.len();
-        let room = big.buffer_mut();
-        let len = len.min(room.len());
-        room[..here].copy_from_slice(frame.bytes());
-        room[here..len].copy_from_slice(&self.rest[..len - here]);
+        // Buffers change places, so that only the beginning has to be moved.
+        std::mem::swap(&mut *big, &mut *self.rest);
+        big.buffer_mut()[..frame.len()].copy_from_slice(frame.bytes());
         big.set_len(len);
         header.tell(&mut big);
         self.received_super += 1;
@@ -314,7 +315,7 @@ impl Wire for Tap {
         let octets = room * pool.buffer_size();
         let mut taken = 0;
         for turn in 0..room {
-            if turn > 0 && taken + LONGEST > octets {
+            if turn > 0 && (taken + LONGEST > octets || pool.big_room_received() == 0) {
                 break;
             }
             let Some(mut frame) = self.read(pool) else {
@@ -347,6 +348,10 @@ impl Wire for Tap {
     }
 
     fn has_super_frames(&self) -> bool {
+        true
+    }
+
+    fn waits(&self) -> bool {
         true
     }
 
@@ -462,6 +467,8 @@ mod ioctl {
 }
 
 #[cfg(test)]
+mod flow_control_tests;
+#[cfg(test)]
 mod super_frame_tests;
 #[cfg(test)]
 mod tests {
@@ -474,12 +481,12 @@ mod tests {
     use std::time::{Duration, Instant};
 
     /// A name that no other test or process has.
-    fn unique(tag: &str) -> String {
+    pub(super) fn unique(tag: &str) -> String {
         format!("nic{tag}{}", std::process::id() % 10_000_000)
     }
 
     /// A TAP device, where this process may have one.
-    fn open(name: &str, mtu: u16) -> Option<Tap> {
+    pub(super) fn open(name: &str, mtu: u16) -> Option<Tap> {
         match Tap::open(name, mtu) {
             Err(reason @ (TapError::NoDriver | TapError::NoAccess | TapError::NotPermitted)) => {
                 eprintln!("not tested: {reason}");
@@ -489,7 +496,7 @@ mod tests {
         }
     }
 
-    fn statistic(name: &str, what: &str) -> u64 {
+    pub(super) fn statistic(name: &str, what: &str) -> u64 {
         let path = format!("/sys/class/net/{name}/{what}");
         let text = fs::read_to_string(&path).unwrap();
         text.trim().parse().unwrap()

@@ -404,6 +404,44 @@ proptest::proptest! {
     }
 }
 
+#[test]
+fn a_wire_that_waits_is_paused_until_a_full_fifo_has_room_again() {
+    let mut port = card(|c| c.fifo = 4 * 1600);
+    port.set_flow_control(true);
+    let mut host = Recorder {
+        buffers: Some(0),
+        ..Recorder::default()
+    };
+    let (mut now, mut taken) = (Nanos(0), 0);
+    let mut offer = |port: &mut Card, host: &mut Recorder| loop {
+        now += Duration::from_millis(1);
+        let mut burst = Vec::new();
+        for _ in 0..port.rx_room(now) {
+            let mut frame = port.pool.take();
+            assert!(frame.fill(&broadcast(1514)));
+            frame.arrival = now;
+            burst.push(frame);
+        }
+        if burst.is_empty() {
+            return taken;
+        }
+        taken += burst.len();
+        port.receive(now, &mut burst, host);
+    };
+    let full = offer(&mut port, &mut host);
+    assert!(full >= 3 && port.wire_is_paused(), "{full}");
+    host.buffers = Some(2);
+    let more = offer(&mut port, &mut host);
+    assert_eq!(more, full, "nobody has looked for buffers");
+    port.receive(Nanos(1_000_000_000), &mut Vec::new(), &mut host);
+    assert!(!port.wire_is_paused());
+    assert_eq!(offer(&mut port, &mut host), full + 2);
+    // One that does not wait is asked for what will be dropped.
+    port.set_flow_control(false);
+    assert_eq!(port.rx_room(Nanos(2_000_000_000)), 1);
+    assert_eq!(port.counters().drops.total(), 0);
+    assert_balanced(&port);
+
 mod glance {
     //! A glance at a frame must find what a thorough look finds.
 
