@@ -441,6 +441,7 @@ fn a_wire_that_waits_is_paused_until_a_full_fifo_has_room_again() {
     assert_eq!(port.rx_room(Nanos(2_000_000_000)), 1);
     assert_eq!(port.counters().drops.total(), 0);
     assert_balanced(&port);
+}
 
 mod glance {
     //! A glance at a frame must find what a thorough look finds.

@@ -13,7 +13,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::assert_one_line;
 use super::child::{Serving, run};
-use crate::support::{numbered_frame, wait_until};
+use crate::support::{numbered_frame, wait_until, without_super_frames};
 
 /// A guest of `pairs` queue pairs with rings of `size`, all of them set up.
 fn guest(path: &Path, pairs: u16, size: u16) -> VirtnetInfo<VhostUser> {
@@ -22,7 +22,7 @@ fn guest(path: &Path, pairs: u16, size: u16) -> VirtnetInfo<VhostUser> {
     let options = ProbeOptions {
         queue_pairs: pairs,
         queue_size: size,
-        ..ProbeOptions::default()
+        ..without_super_frames()
     };
     VirtnetInfo::probe(transport, &options).expect("a device")
 }
