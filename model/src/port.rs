@@ -252,7 +252,7 @@ impl Port {
             let glance = if usual { self.glance(frame) } else { None };
             let outcome = match glance {
                 Some(steered) => self.enqueue(frame, steered),
-                None => self.ingress(frame),
+                None => self.ingress(frame, usual),
             };
             if let Err(reason) = outcome {
                 self.counters.drops.count(reason);
@@ -274,13 +274,22 @@ impl Port {
         self.pool.give_all(dropped);
     }
 
-    /// The way of a frame of any kind from the line to its queue. Most need but a [`Port::glance`].
+    /// The way of a frame of any kind from the line to its queue. Most need but a [`Port::glance`], under the `usual` rules
+    /// even some of these.
     #[cold] // so that the way of most frames is short
-    fn ingress(&mut self, frame: &mut Contents) -> Result<(), Drop> {
+    fn ingress(&mut self, frame: &mut Contents, usual: bool) -> Result<(), Drop> {
         if frame.is_super() {
             return self.ingress_super(frame);
         }
-        let steered = self.examine(frame)?;
+        let glance = if usual {
+            self.glance_unverified(frame)
+        } else {
+            None
+        };
+        let steered = match glance {
+            Some(steered) => steered,
+            None => self.examine(frame)?,
+        };
         self.enqueue(frame, steered)
     }
 
@@ -307,41 +316,49 @@ impl Port {
     }
 
     /// Looks into a frame as most are: with nothing to check at the MAC, for the station's own address, plain TCP or UDP, its
-    /// checksum right if it has one. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
+    /// checksum right. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
     #[inline(always)]
     fn glance(&mut self, frame: &mut Contents) -> Option<Steered> {
         let bytes = frame.bytes();
         let headers = Plain::of(bytes)?;
-        if !self.mac.is_plain(frame) || !self.filter.is_own(bytes) {
+        let usual = matches!(frame.checksum, Checksum::Unknown)
+            && self.mac.is_plain(frame)
+            && self.filter.is_own(bytes)
+            && checksum::is_right(bytes, headers);
+        if !usual {
             return None;
         }
-        if !matches!(frame.checksum, Checksum::Unknown) || !checksum::is_right(bytes, headers) {
-            return self.glance_unverified(frame, headers);
-        }
+        let steered = self.settle(frame, headers);
         self.counters.rx_checksum_good += 1;
         frame.checksum = Checksum::Valid;
-        Some(self.settle(frame, headers))
+        Some(steered)
     }
 
-    /// [`Port::glance`] at a frame in which there is nothing to verify: it was verified before, or has no checksum.
-    #[inline(never)] // so that the way of those that are verified is short
-    fn glance_unverified(&mut self, frame: &mut Contents, headers: Plain) -> Option<Steered> {
-        match frame.checksum {
-            Checksum::Valid => self.counters.rx_checksum_good += 1,
-            Checksum::Unknown if checksum::is_unused(frame.bytes(), headers) => {}
-            _ => return None,
+    /// [`Port::glance`] at a frame in which there is no checksum to verify: it was verified before, or there is none.
+    fn glance_unverified(&mut self, frame: &mut Contents) -> Option<Steered> {
+        let bytes = frame.bytes();
+        let headers = Plain::of(bytes)?;
+        let verified = matches!(frame.checksum, Checksum::Valid);
+        let unused =
+            || matches!(frame.checksum, Checksum::Unknown) && checksum::is_unused(bytes, headers);
+        let usual = (verified || unused()) && self.mac.is_plain(frame) && self.filter.is_own(bytes);
+        if !usual {
+            return None;
         }
+        self.counters.rx_checksum_good += u64::from(verified);
         Some(self.settle(frame, headers))
     }
 
-    /// Carries a frame as most are over the line, and steers it.
+    /// Steers a frame as most are, and carries it over the line.
     #[inline(always)]
     fn settle(&mut self, frame: &mut Contents, headers: Plain) -> Steered {
-        self.counters.rx_unicast += 1;
-        let octets = frame.len() + FCS;
-        self.carry(frame, octets);
+        let bytes = frame.bytes();
+        let octets = bytes.len() + FCS;
         let fifos = Fifos(&self.fifos);
-        self.rss.steer_plain(frame.bytes(), headers, &fifos)
+        let steered = self.rss.steer_plain(bytes, headers, &fifos);
+        self.carry(frame, octets);
+        self.counters.rx_unicast += 1;
+        steered
     }
 
     /// Verifies the transport checksum of a frame with the headers `summary`.

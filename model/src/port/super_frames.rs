@@ -45,7 +45,7 @@ impl Port {
             return Err(self.refuse(frame, unfit));
         }
         if !frame.is_super() {
-            return self.ingress(frame);
+            return self.ingress(frame, false);
         }
         let frames = segment::frames(frame);
         frame.octets = phy::octets_on_line(frame) as u32;

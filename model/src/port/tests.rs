@@ -512,7 +512,7 @@ mod glance {
             let mut other = frames.pop().expect("two");
             quick.receive(Nanos(5_000), &mut frames);
             thorough.counters.rx_frames += 1;
-            let admitted = match thorough.ingress(&mut other) {
+            let admitted = match thorough.ingress(&mut other, false) {
                 Ok(()) => vec![other],
                 Err(reason) => {
                     thorough.counters.drops.count(reason);
