@@ -29,10 +29,10 @@ const LIMITS: [(&str, f64); 3] = [
 
 /// Of keys that begin so, how much more the most expensive may cost than the cheapest. Where a burst of 32 is spread over 16 pairs, two
 /// packets each, every pair still has its rings looked at, its used index stored and its interrupt raised: `rx_pairs_` is bound to rise.
-/// With bursts in each pair (`full_pairs_`) it must not.
+/// With bursts in each pair (`full_pairs_`) only the steering is left, which a single pair needs none of.
 const SCALES: [(&str, f64); 3] = [
     ("rx_pairs_", 1.0),
-    ("full_pairs_", 0.10),
+    ("full_pairs_", 0.11),
     ("rx_flows_", 0.10),
 ];
 

@@ -22,7 +22,7 @@ pub trait Progress {
 }
 
 /// Counts of frames are cut to 32 bits: a FIFO never holds as many, and slots stay small.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     /// Where frames go.
     queue: u16,
@@ -47,6 +47,12 @@ impl Slot {
             last: pushed.wrapping_sub(1),
             fence: pushed,
         }
+    }
+
+    /// Gives it a target, to be reached soon.
+    fn send_to(&mut self, target: QueueIndex, progress: &impl Progress) {
+        self.target = target.0;
+        self.fence = progress.pushed(QueueIndex(self.queue)) as u32;
     }
 
     #[inline(always)]
@@ -84,25 +90,27 @@ impl Slot {
     }
 }
 
-/// The slots of one way to steer: a power of two of them, and one for frames without a hash.
+/// The slots of one way to steer.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    slots: Vec<Slot>,
-    mask: usize,
+    /// A power of two of them, by hash.
+    hashed: Vec<Slot>,
+    /// For frames without a hash.
+    unclassified: Slot,
 }
 
 impl Slots {
     /// `size` slots, a power of two, for frames that have all gone to `queue` until now.
     pub fn reset(&mut self, size: usize, queue: QueueIndex, progress: &impl Progress) {
-        self.mask = size - 1;
-        self.slots.clear();
-        self.slots.resize(size + 1, Slot::new(queue, progress));
+        self.unclassified = Slot::new(queue, progress);
+        self.hashed.clear();
+        self.hashed.resize(size, self.unclassified);
     }
 
     /// The queue for the next frame with the hash `hash`; `None` if the frame must be dropped.
     #[inline(always)] // on the way of each packet
     pub fn place_hashed(&mut self, hash: u32, progress: &impl Progress) -> Option<QueueIndex> {
-        self.slots[hash as usize & self.mask].place(progress)
+        self.hashed(hash).place(progress)
     }
 
     /// The queue for the next frame with this hash, or without one; `None` if the frame must be dropped.
@@ -127,19 +135,15 @@ impl Slots {
         unclassified: QueueIndex,
         progress: &impl Progress,
     ) {
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            slot.target = if index <= self.mask {
-                target(index).0
-            } else {
-                unclassified.0
-            };
-            slot.fence = progress.pushed(QueueIndex(slot.queue)) as u32;
+        for (index, slot) in self.hashed.iter_mut().enumerate() {
+            slot.send_to(target(index), progress);
         }
+        self.unclassified.send_to(unclassified, progress);
     }
 
     /// Lets each slot go over to its target now that has not got a queue where order `matters`.
     pub fn release(&mut self, matters: impl Fn(QueueIndex) -> bool) {
-        for slot in &mut self.slots {
+        for slot in self.hashed.iter_mut().chain([&mut self.unclassified]) {
             if !matters(QueueIndex(slot.queue)) {
                 slot.queue = slot.target;
             }
@@ -148,10 +152,15 @@ impl Slots {
 
     #[inline]
     fn slot(&mut self, hash: Option<u32>) -> &mut Slot {
-        let index = match hash {
-            Some(hash) => hash as usize & self.mask,
-            None => self.mask + 1,
-        };
-        &mut self.slots[index]
+        match hash {
+            Some(hash) => self.hashed(hash),
+            None => &mut self.unclassified,
+        }
+    }
+
+    #[inline(always)] // on the way of each packet
+    fn hashed(&mut self, hash: u32) -> &mut Slot {
+        let last = self.hashed.len() - 1;
+        &mut self.hashed[hash as usize & last]
     }
 }
