@@ -227,7 +227,7 @@ impl WorkerLane {
         self.packets.slots() >= BURST
     }
 
-    /// Passes a burst of packets of `pool` on to the port, and takes the buffers that came back into it.
+    /// Passes a burst of packets of `pool` on to the port, for [`WorkerLane::reclaim`] to take as many buffers back.
     ///
     /// # Panics
     /// If there is no room.
@@ -238,11 +238,16 @@ impl WorkerLane {
             pushed.expect("there was room for a burst");
             pool.part_with();
         }
+        self.port.ring();
+    }
+
+    /// Takes the buffers that came back for packets into `pool`.
+    #[inline]
+    pub fn reclaim(&mut self, pool: &mut Pool) {
         while let Ok(spare) = self.spares.pop() {
             pool.adopt();
             pool.give(spare);
         }
-        self.port.ring();
     }
 
     /// Whether frames wait to be delivered.

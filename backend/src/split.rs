@@ -290,6 +290,8 @@ impl Body for QueueSide {
             let give_back = |frames: Drain<'_, Frame>| lane.give_back(frames);
             let device = &mut self.device;
             worked |= self.queues.deliver(queue, now, now, device, give_back);
+            // Before, so that buffers for super-frames never run out for good.
+            lane.reclaim(&mut self.pool);
             if lane.has_room() && self.queues.fetch(queue, now, &mut self.pool, device) > 0 {
                 lane.send(&mut self.pool, self.queues.fetched.drain(..));
                 worked = true;
@@ -309,7 +311,8 @@ impl Body for QueueSide {
             let rx = 2 * usize::from(lane.queue.0);
             let starved = self.queues.starved(now, lane.queue);
             ready |= self.device.want_kicks(rx, starved);
-            ready |= self.device.want_kicks(rx + 1, lane.has_room());
+            let tx_wanted = lane.has_room() && self.pool.big_room() > 0;
+            ready |= self.device.want_kicks(rx + 1, tx_wanted);
             ready |= lane.has_received();
         }
         ready

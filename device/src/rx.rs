@@ -37,6 +37,7 @@ pub(crate) fn deliver(
     drops: &mut Drops,
 ) -> (usize, Result<(), Fault>) {
     let dma = &mut queue.dma;
+    dma.cutter.forget_all_but(frames.first());
     let mut tally = Tally {
         counters: &mut queue.counters,
         delivered: 0,
@@ -113,7 +114,8 @@ fn burst<R: Ring, const HEADER: usize>(
         let Some((frame, rest)) = frames[done..].split_first() else {
             return Ok(());
         };
-        if !header::takes(frame, features) {
+        // One that was begun in pieces ends so, though the driver takes such frames by now.
+        if !header::takes(frame, features) || dma.cutter.has_begun(frame) {
             if !cut::deliver(ring, dma, features, frame, drops, tally)? {
                 return Ok(());
             }

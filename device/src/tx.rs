@@ -56,6 +56,9 @@ const AHEAD: usize = 16;
 /// Octets after which a burst ends: with super-frames a whole one would keep the line from the other queues for milliseconds.
 const ENOUGH: usize = 256 * 1024;
 
+/// Segments of super-frames after which a burst ends: each may become a frame.
+const ENOUGH_SEGMENTS: usize = 2048;
+
 /// What became of a burst.
 #[derive(Clone, Copy, Default)]
 struct Tally {
@@ -65,6 +68,8 @@ struct Tally {
     passed: usize,
     /// In the packets passed on.
     octets: usize,
+    /// That super-frames are to be cut into.
+    segments: usize,
 }
 
 /// The DMA engine at work on one burst.
@@ -106,7 +111,10 @@ impl Engine<'_> {
         dma: &mut Dma,
         budget: usize,
     ) -> Result<(), Fault> {
-        while self.tally.read < budget && self.tally.octets < ENOUGH {
+        while self.tally.read < budget
+            && self.tally.octets < ENOUGH
+            && self.tally.segments < ENOUGH_SEGMENTS
+        {
             // Each may be a super-frame.
             let asked = (budget - self.tally.read).min(AHEAD);
             let asked = asked.min(self.pool.big_room());

@@ -249,7 +249,10 @@ impl VirtioNet {
                     interrupt: queue.interrupt,
                     error: queue.error,
                 };
+                let cutter = queue.dma.cutter;
                 let rebuilt = self.set_up(index, setup).map(drop);
+                // What of a super-frame was delivered is not delivered again.
+                self.each(index, |queue| queue.dma.cutter = cutter);
                 if let (Ok(()), true) = (&rebuilt, queue.broken) {
                     // A new mapping does not mend what the driver did.
                     self.each(index, |queue| queue.broken = true);
@@ -500,7 +503,7 @@ impl Host for VirtioNet {
         };
         let (taken, result) = rx::deliver(queue, features, frames, drops);
         queue.ring.ring_mut().publish();
-        if queue.dma.cutter.waits() {
+        if queue.dma.cutter.take_untold() {
             // Nothing counts as delivered yet, so no moderation would tell the driver to make room for the rest.
             queue.raise();
         }

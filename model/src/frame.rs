@@ -198,6 +198,8 @@ impl Contents {
 /// Octets of a buffer for a super-frame: the longest IP packet behind an Ethernet header with tags. Each super-frame has one,
 /// however short it is.
 pub const BIG_BUFFER: usize = 64 * 1024 + 256;
+/// Buffers that a pool keeps: more come back after a burst of super-frames that were cut, or from FIFOs that were full.
+const KEPT: usize = 8192;
 /// Big buffers that a pool lends, to packets as long as there is room, to received frames no more than some; and that it keeps.
 const BIG_LENT: usize = 48;
 const BIG_RECEIVED: usize = 32;
@@ -313,7 +315,7 @@ impl Pool {
         self.lent -= 1;
         if self.big_lent > 0 && self.is_big(&frame) {
             self.give_big(frame);
-        } else {
+        } else if self.free.len() < KEPT {
             self.free.push(frame);
         }
     }
@@ -363,6 +365,9 @@ impl Pool {
         let before = self.free.len();
         self.free.extend(frames);
         self.lent -= self.free.len() - before;
+        if self.free.len() > KEPT {
+            self.free.truncate(KEPT);
+        }
     }
 }
 

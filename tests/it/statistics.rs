@@ -10,7 +10,7 @@ const QUERY: u8 = 0;
 const GET: u8 = 1;
 const DEVICE_STATS: u64 = 1 << 50;
 /// Everything but segmentation and speed allowances.
-const GROUPS: u64 = 1 << 32 | 3 << 16 | 3;
+const GROUPS: u64 = 1 << 32 | 7 << 16 | 7;
 
 type Guest = VirtnetInfo<VhostUser>;
 

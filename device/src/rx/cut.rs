@@ -21,13 +21,34 @@ pub(crate) struct Cutter {
     segment: Option<Frame>,
     /// The super-frame that was begun, and the segments of it that were delivered.
     begun: Option<(Identity, usize)>,
+    /// Whether segments were delivered of which nobody is told yet, since their super-frame waits for buffers.
+    untold: bool,
 }
 
 impl Cutter {
-    /// Whether some segments of a super-frame were delivered, and there were too few buffers for the others.
-    pub(crate) fn waits(&self) -> bool {
-        self.begun.is_some_and(|(_, done)| done > 0)
+    /// Whether segments were delivered since the last call whose super-frame waits for more buffers: the driver has to hear of
+    /// them, to post more.
+    pub(crate) fn take_untold(&mut self) -> bool {
+        std::mem::take(&mut self.untold)
     }
+
+    /// Whether segments of `frame` were delivered already, and the others are to follow.
+    pub(crate) fn has_begun(&self, frame: &Frame) -> bool {
+        self.begun
+            .is_some_and(|(begun, _)| begun == identity(frame))
+    }
+
+    /// Forgets a super-frame that was begun, and has left the FIFO otherwise: it is not `oldest`.
+    pub(crate) fn forget_all_but(&mut self, oldest: Option<&Frame>) {
+        if !oldest.is_some_and(|frame| self.has_begun(frame)) {
+            self.begun = None;
+        }
+    }
+}
+
+/// Who a frame is, as long as it waits.
+fn identity(frame: &Frame) -> Identity {
+    (frame.bytes().as_ptr() as usize, frame.arrival)
 }
 
 /// No two frames have the same buffer at the same instant.
@@ -62,7 +83,7 @@ fn pieces<R: Ring>(
     drops: &mut Drops,
     tally: &mut Tally<'_>,
 ) -> Result<bool, Fault> {
-    let identity = (frame.bytes().as_ptr() as usize, frame.arrival);
+    let identity = identity(frame);
     let cut = if frame.is_super() {
         Some(Cut::of(frame).expect("the port admitted it"))
     } else {
@@ -93,6 +114,7 @@ fn pieces<R: Ring>(
             }
             Outcome::NoBuffers => {
                 dma.cutter.begun = Some((identity, index));
+                dma.cutter.untold = index > first;
                 return Ok(false);
             }
         }

@@ -34,6 +34,7 @@ impl Engine<'_> {
         debug_assert!(whole, "there are as many octets");
         big.set_len(len);
         (big.checksum, big.gso) = (checksum, gso);
+        self.tally.segments += big.len() / usize::from(gso.size.max(1));
         self.pool.give(mem::replace(frame, big));
         Ok(())
     }
@@ -43,12 +44,12 @@ impl Engine<'_> {
     pub(super) fn move_super(&mut self, asked: &NetHeader, frame: &mut Frame) -> Result<(), Drop> {
         let (checksum, gso) = asked.segmentation(self.features)?;
         let mut big = self.pool.take_big();
-        // A frame of a port for jumbo frames may be longer than any super-frame.
         if !big.fill(frame.bytes()) {
             self.pool.give(big);
             return Err(Drop::TxOversize);
         }
         (big.checksum, big.gso) = (checksum, gso);
+        self.tally.segments += big.len() / usize::from(gso.size.max(1));
         self.pool.give(mem::replace(frame, big));
         Ok(())
     }
