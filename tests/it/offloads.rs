@@ -20,7 +20,7 @@ use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
 use nic_testbed::in_process::InProcess;
 
-use crate::support::{PATIENCE, TestNic, offered};
+use crate::support::{PATIENCE, TestNic, offered, wait_until};
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -284,6 +284,41 @@ fn super_frames_come_back_from_a_plug_as_segments() {
 }
 
 #[test]
+fn workers_lend_buffers_for_as_many_as_come() {
+    const SENT: u64 = 500;
+    let nic = TestNic::with("sink", |config| {
+        config.workers = 2;
+        config.features = offered(2);
+        config.port.queue_pairs = 2;
+        config.port.speed = "1G".parse().expect("a speed");
+    });
+    let mut guest = nic.guest(&ProbeOptions {
+        queue_pairs: 2,
+        ..ProbeOptions::default()
+    });
+    let shape = Shape {
+        ipv6: false,
+        flags: Some(ACK),
+        size: 1000,
+        payload: 3000,
+    };
+    let (packet, header) = shape.packet();
+    for number in 0..SENT {
+        let queue = (number % 2) as u16;
+        // Without room, the card has to take some first.
+        wait_until("room for a packet", || {
+            let sent = guest.start_xmit(queue, &packet, &header).is_ok();
+            guest.flush(queue);
+            sent
+        });
+    }
+    wait_until("all segments to be sent", || {
+        nic.status().nic.port.counters.tx_frames == 3 * SENT
+    });
+    nic.assert_balanced();
+}
+
+#[test]
 fn a_guest_that_may_not_send_them_has_them_dropped() {
     let nic = TestNic::new("loopback");
     let refused = [
@@ -302,7 +337,7 @@ fn a_guest_that_may_not_send_them_has_them_dropped() {
         let (packet, header) = shape.packet();
         guest.start_xmit(0, &packet, &header).expect("room");
         guest.flush(0);
-        crate::support::wait_until("it to be dropped", || {
+        wait_until("it to be dropped", || {
             let drops = nic.status().nic.port.counters.drops;
             drops.get(nic_model::counters::Drop::TxMalformed) == 1 + number as u64
         });
