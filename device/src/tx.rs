@@ -53,7 +53,8 @@ mod super_frame;
 /// Packets that the processor fetches at the same time.
 const AHEAD: usize = 16;
 
-/// Octets after which a burst ends: with super-frames a whole one would keep the line from the other queues for milliseconds.
+/// Octets after which a burst ends, looked at every [`AHEAD`] packets: with super-frames a whole one would keep the line from the
+/// other queues for milliseconds.
 const ENOUGH: usize = 256 * 1024;
 
 /// Segments of super-frames after which a burst ends: each may become a frame.

@@ -22,13 +22,14 @@ pub struct Occupancy {
 }
 
 impl Occupancy {
-    /// Of an empty FIFO for `capacity` octets, below 2^32; each frame counts as on the line, with padding and check sequence.
+    /// Of an empty FIFO for `capacity` octets, 2^31 at most; each frame counts as on the line, with padding and check sequence.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Occupancy {
             entered: 0,
             left: 0,
-            capacity: capacity as u32,
+            // Octets are compared as they wrap.
+            capacity: capacity.min(u32::MAX as usize / 2) as u32,
             pushed: 0,
             drained: 0,
         }
@@ -88,7 +89,7 @@ impl Occupancy {
 /// The frames in the FIFO of one queue.
 #[derive(Debug)]
 pub struct Fifo {
-    /// Mostly few, and all of them leave at once; so nothing has to be moved up.
+    /// Mostly few, and all of them leave at once; what stays behind is moved up.
     frames: Vec<Frame>,
     /// Whether the host had no buffer for the oldest frame when it was last asked.
     pub refused: bool,

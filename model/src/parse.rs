@@ -56,11 +56,7 @@ impl Summary {
     pub fn is_extended(&self) -> bool {
         self.network == Network::Ipv6 && self.transport_offset != self.network_offset + IPV6_HEADER
     }
-}
 
-pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
-impl Summary {
     /// Whether there is a tag before the network header.
     #[must_use]
     #[inline]
@@ -69,6 +65,8 @@ impl Summary {
     }
 }
 
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
