@@ -6,18 +6,12 @@ use std::str::FromStr;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+use crate::written::{self, BadSpec};
+
 /// CPUs in the order in which threads get them: the port's thread, or the only worker, the first, and the other workers
 /// the next ones in turn, from the second on again when there are no more. Empty: wherever the system lets them run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuList(Vec<usize>);
-
-/// What is wrong with the text of a list of CPUs.
-#[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no list of CPUs: {reason}; write their numbers, as 2,3 or 2-5")]
-pub struct BadCpuList {
-    text: String,
-    reason: String,
-}
 
 /// Why threads cannot have these CPUs.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,13 +50,15 @@ pub enum CpuError {
 }
 
 impl FromStr for CpuList {
-    type Err = BadCpuList;
+    type Err = BadSpec;
 
-    fn from_str(text: &str) -> Result<Self, BadCpuList> {
-        parse(text).map_err(|reason| BadCpuList {
-            text: text.to_owned(),
-            reason,
-        })
+    fn from_str(text: &str) -> Result<Self, BadSpec> {
+        written::read(
+            text,
+            "is no list of CPUs",
+            "their numbers, as 2,3 or 2-5",
+            parse,
+        )
     }
 }
 

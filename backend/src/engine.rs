@@ -8,11 +8,12 @@ use nic_device::nic::{Nic, NicStatus};
 use nic_model::port::{Port, PortConfig};
 use nic_model::time::Nanos;
 
-use crate::card::{Card, Line};
+use crate::card::{Card, Line, Watch};
 use crate::clock::Clock;
 use crate::cpus::CpuList;
 use crate::lane::Bell;
 use crate::patience::{PollMode, Waits};
+use crate::server::thread_name;
 use crate::split::{self, PortSide, QueueSide};
 use crate::wire::Wire;
 use crate::worker::{self, Ended, ServesRings, ThreadConfig, WorkerHandle};
@@ -28,6 +29,8 @@ pub enum Engine {
 
 /// What an engine is made of.
 pub struct EngineConfig {
+    /// What the card is called in the log, if it is not the only one of the process.
+    pub name: Option<String>,
     /// The card.
     pub port: PortConfig,
     /// What is offered to drivers.
@@ -42,6 +45,8 @@ pub struct EngineConfig {
     pub cpus: CpuList,
     /// What they live by.
     pub clock: Clock,
+    /// Who hears of the link.
+    pub watch: Watch,
 }
 
 /// Who serves a ring.
@@ -60,6 +65,7 @@ impl Engine {
     /// The system refuses a thread, its CPU or a descriptor, or the wire cannot be waited for.
     pub fn start(config: EngineConfig) -> anyhow::Result<(Self, Vec<JoinHandle<()>>)> {
         let EngineConfig {
+            name,
             port,
             features,
             wire,
@@ -67,7 +73,9 @@ impl Engine {
             poll,
             cpus,
             clock,
+            watch,
         } = config;
+        let called = |what: &str| thread_name(what, name.as_deref());
         let thread = |number| ThreadConfig {
             clock,
             poll,
@@ -75,8 +83,12 @@ impl Engine {
         };
         let bell = Arc::new(Bell::new()?);
         if workers <= 1 {
-            let make = move |now| Card::new(Nic::new(&port, features), wire, now);
-            let (worker, running) = worker::spawn("nic-worker".into(), bell, make, thread(0))?;
+            let make = move |now| {
+                let mut card = Card::new(Nic::new(&port, features), wire, now);
+                card.watch = Some(watch);
+                card
+            };
+            let (worker, running) = worker::spawn(called("nic-worker"), bell, make, thread(0))?;
             return Ok((Engine::Whole(worker), vec![running]));
         }
         let bells = (0..workers).map(|_| Bell::new().map(Arc::new));
@@ -86,15 +98,19 @@ impl Engine {
         for (number, (bell, lanes)) in bells.into_iter().zip(theirs).enumerate() {
             let config = port.clone();
             let make = move |_| QueueSide::new(&config, features, lanes);
-            let name = format!("nic-worker-{number}");
+            let name = called(&format!("nic-worker-{number}"));
             let (worker, running) = worker::spawn(name, bell, make, thread(number + 1))?;
             handles.push(worker);
             threads.push(running);
         }
         let workers: Arc<[_]> = handles.into();
         let asked = workers.clone();
-        let make = move |now| PortSide::new(&port, features, wire, now, lanes, asked);
-        let (port, running) = worker::spawn("nic-port".into(), bell, make, thread(0))?;
+        let make = move |now| {
+            let mut side = PortSide::new(&port, features, wire, now, lanes, asked);
+            side.watch = Some(watch);
+            side
+        };
+        let (port, running) = worker::spawn(called("nic-port"), bell, make, thread(0))?;
         threads.push(running);
         Ok((Engine::Split(port, workers), threads))
     }

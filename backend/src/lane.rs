@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use nic_model::BURST;
 use nic_model::frame::{Frame, Pool};
-use nic_model::host::QueueIndex;
+use nic_model::host::{Fetched, QueueIndex};
 use nic_model::mac::MIN_FRAME;
 use nic_model::port::Port;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -160,9 +160,9 @@ impl PortLane {
         self.delivered.pop().ok()
     }
 
-    /// Takes up to `budget` packets into the pool of `port` and appends them to `packets`. Returns how many.
+    /// Takes up to `budget` packets into the pool of `port` and appends them to `packets`. Returns how many, and whether more wait.
     #[inline]
-    pub fn take(&mut self, budget: usize, port: &mut Port, packets: &mut Vec<Frame>) -> usize {
+    pub fn take(&mut self, budget: usize, port: &mut Port, packets: &mut Vec<Frame>) -> Fetched {
         let mut taken = 0;
         while taken < budget {
             let Ok(frame) = self.packets.pop() else {
@@ -179,7 +179,10 @@ impl PortLane {
             packets.push(frame);
         }
         self.given |= taken > 0;
-        taken
+        Fetched {
+            frames: taken,
+            more: self.has_packets(),
+        }
     }
 
     /// Has the port, which is about to sleep, woken for the next frame that comes back. Returns true if one has already.
@@ -289,7 +292,7 @@ mod tests {
             worker.send(&mut theirs, packets.into_iter());
             let mut sent = Vec::new();
             let taken = port.take(1000, &mut card, &mut sent);
-            assert_eq!(taken, BURST);
+            assert_eq!((taken.frames, taken.more), (BURST, false));
             card.pool.give_all(sent);
             assert_eq!((card.pool.lent(), theirs.lent()), (0, 0));
         }

@@ -478,3 +478,6 @@ fn check_regions(regions: &[u8], fds: &[OwnedFd]) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

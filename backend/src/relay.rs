@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use log::{info, warn};
+use nic_device::config::Tears;
 use nic_device::features::Features;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -53,6 +54,10 @@ pub struct FrontEnd {
     pub connections: AtomicU64,
     /// Messages refused so far.
     pub refused: AtomicU64,
+    /// Connections that ended because guest memory was taken away.
+    pub memory_gone: AtomicU64,
+    /// What it reads of the configuration space that was never there, on purpose.
+    tears: Mutex<Option<Tears>>,
 }
 
 impl FrontEnd {
@@ -67,6 +72,25 @@ impl FrontEnd {
         if let Err(error) = send(channel.as_fd(), &message.bytes(), &[], SendFlags::DONTWAIT) {
             warn!("the front-end cannot be told of the new configuration: {error}");
         }
+    }
+
+    /// From now on reads of the configuration space are torn with `probability`, by chance as `seed` says.
+    pub fn set_tears(&self, probability: f64, seed: u64) {
+        let tears = (probability > 0.0).then(|| Tears::new(probability, seed));
+        *self.tears.lock().expect("no holder panics") = tears;
+    }
+
+    /// Changes `octets`, read of the configuration space, if they are to be.
+    pub fn tear(&self, octets: &mut [u8]) {
+        if let Some(tears) = &mut *self.tears.lock().expect("no holder panics") {
+            tears.tear(octets);
+        }
+    }
+
+    /// Reads of the configuration space that were torn since they are to be.
+    pub fn torn(&self) -> u64 {
+        let tears = self.tears.lock().expect("no holder panics");
+        tears.as_ref().map_or(0, Tears::torn)
     }
 
     /// It is gone.
@@ -90,6 +114,8 @@ pub enum Ended {
     Mute,
     /// The NIC shuts down.
     Stopped,
+    /// Guest memory was taken away behind us, or cannot be used.
+    Memory,
     /// The socket failed.
     Failed(io::Error),
 }
@@ -106,6 +132,7 @@ impl fmt::Display for Ended {
             ),
             Ended::Mute => write!(f, "it said nothing, and another front-end waits"),
             Ended::Stopped => write!(f, "the NIC shuts down"),
+            Ended::Memory => write!(f, "guest memory cannot be used"),
             Ended::Failed(error) => write!(f, "{error}"),
         }
     }
@@ -157,9 +184,9 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Passes messages on until the connection ends or `stop` is readable. If somebody comes to `listener`
-    /// meanwhile, that is logged; and a front-end that has said nothing by then has to say something soon.
-    pub fn run(&mut self, listener: &UnixListener, stop: &EventFd) -> Ended {
+    /// Passes messages on until the connection ends, or `stop` or `alarm`, of guest memory, is readable. If somebody comes to
+    /// `listener` meanwhile, that is logged; and a front-end that has said nothing by then has to say something soon.
+    pub fn run(&mut self, listener: &UnixListener, stop: &EventFd, alarm: &EventFd) -> Ended {
         let patience = Some(PATIENCE);
         // The crate owes what is waited for; if it gives nothing, that must not hold up those who come next.
         let timeouts = [
@@ -175,6 +202,7 @@ impl<'a> Relay<'a> {
                 PollFd::new(self.front.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.back.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(alarm.as_fd(), PollFlags::POLLIN),
             ];
             if !waited_for {
                 fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
@@ -193,7 +221,10 @@ impl<'a> Relay<'a> {
             if ready[2] {
                 return Ended::Stopped;
             }
-            if ready.get(3) == Some(&true) {
+            if ready[3] {
+                return Ended::Memory;
+            }
+            if ready.get(4) == Some(&true) {
                 waited_for = true;
                 info!("another front-end waits until the present one leaves");
             }
@@ -461,3 +492,6 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd], flags: SendFlags)
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,10 @@ use anyhow::{Context, bail};
 use log::{error, info};
 use nic_device::features::Features;
 use nic_device::nic::NicStatus;
+use nic_model::host::Direction;
+use nic_model::phy::{Phy, Seen};
 use nic_model::port::{Port, PortConfig};
+use nic_model::time::Nanos;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
@@ -28,12 +31,16 @@ use crate::engine::{Engine, EngineConfig};
 use crate::patience::{PollMode, Waits};
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
-use crate::wire::{PortFacts, WireSpec};
+use crate::settings::Settings;
+use crate::wire::fault::{FaultSpec, FaultStatus};
+use crate::wire::{PortFacts, Wire, WireSpec};
 use crate::worker::{self, EndOnPanic, Ended};
 
 /// What a NIC is made of.
 #[derive(Clone, Debug)]
 pub struct NicConfig {
+    /// What it is called in the log, if it is not the only one of the process.
+    pub name: Option<String>,
     /// Where it listens for a front-end.
     pub socket: PathBuf,
     /// The card.
@@ -42,6 +49,8 @@ pub struct NicConfig {
     pub features: Features,
     /// What its line is plugged into.
     pub wire: WireSpec,
+    /// What goes wrong on purpose.
+    pub fault: FaultSpec,
     /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own.
     pub workers: u16,
     /// What they do that have nothing to do.
@@ -52,6 +61,22 @@ pub struct NicConfig {
     pub trace: bool,
     /// The card's clock: the instants that a generator writes into its frames are on it.
     pub clock: Clock,
+}
+
+/// What a thread that is `what` is called, of the NIC that is called `nic`; a lone one has no name.
+pub(crate) fn thread_name(what: &str, nic: Option<&str>) -> String {
+    match nic {
+        None => what.to_owned(),
+        Some(nic) => format!("{what}@{nic}"),
+    }
+}
+
+/// The name of the NIC whose thread this is, if it is one's that has a name.
+#[must_use]
+pub fn nic_of_this_thread() -> Option<String> {
+    let thread = thread::current();
+    let (_, nic) = thread.name()?.split_once('@')?;
+    Some(nic.to_owned())
 }
 
 /// A NIC that runs. It stops, and its socket is removed, when it is dropped.
@@ -76,11 +101,17 @@ pub struct ServerStatus {
     pub connections: u64,
     /// Messages of theirs that were refused.
     pub refused_messages: u64,
+    /// Connections that ended because guest memory was taken away: its file was cut short.
+    pub memory_gone: u64,
+    /// Reads of the configuration space that gave what was never there, on purpose.
+    pub config_tears: u64,
     /// How the workers waited.
     #[serde(flatten)]
     pub waits: Waits,
     /// The wire's own counts.
     pub wire_counters: serde_json::Map<String, serde_json::Value>,
+    /// What goes wrong on the line on purpose, and how often it did. What does so at the queues, these count.
+    pub faults: FaultStatus,
     /// The card.
     #[serde(flatten)]
     pub nic: NicStatus,
@@ -92,19 +123,42 @@ impl NicServer {
     /// # Errors
     /// The socket or the wire cannot be opened; the message says why.
     pub fn start(config: NicConfig) -> anyhow::Result<Self> {
-        let socket = config.socket.clone();
-        let listener = listen(&socket)?;
-        Self::start_behind(&listener, config).inspect_err(|_| remove(&socket))
+        Self::start_with(config, |wire, facts| Ok(wire.open(facts)?))
     }
 
-    fn start_behind(listener: &UnixListener, config: NicConfig) -> anyhow::Result<Self> {
-        let facts = PortFacts {
-            mac: config.port.mac,
-            mtu: config.port.mtu,
-            speed: config.port.speed,
+    /// The same on the wire that `open` gives: one of the caller's own, which no user could ask for.
+    ///
+    /// # Errors
+    /// The socket cannot be opened, or `open` fails; the message says why.
+    pub fn start_with(
+        config: NicConfig,
+        open: impl FnOnce(&WireSpec, &PortFacts) -> anyhow::Result<Box<dyn Wire>>,
+    ) -> anyhow::Result<Self> {
+        let socket = config.socket.clone();
+        let listener = listen(&socket)?;
+        let wire = open(&config.wire, &PortFacts::of(&config.port));
+        wire.and_then(|wire| Self::start_behind(&listener, config, wire))
+            .inspect_err(|_| remove(&socket))
+    }
+
+    fn start_behind(
+        listener: &UnixListener,
+        config: NicConfig,
+        wire: Box<dyn Wire>,
+    ) -> anyhow::Result<Self> {
+        let front_end = Arc::<FrontEnd>::default();
+        let told = front_end.clone();
+        let watch = move |seen: Seen| {
+            if seen.link {
+                let (speed, duplex) = (seen.mode.speed, seen.mode.duplex.name());
+                info!("link up at {speed}b/s, {duplex} duplex");
+            } else {
+                info!("link down");
+            }
+            told.config_changed();
         };
-        let wire = config.wire.open(&facts)?;
         let (engine, threads) = Engine::start(EngineConfig {
+            name: config.name.clone(),
             port: PortConfig {
                 lead: worker::lead(config.poll),
                 ..config.port.clone()
@@ -115,13 +169,14 @@ impl NicServer {
             poll: config.poll,
             cpus: config.cpus,
             clock: config.clock,
+            watch: Box::new(watch),
         })?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = Arc::new(EventFd::from_flags(flags)?);
         let mut server = NicServer {
             socket: config.socket,
             engine: engine.clone(),
-            front_end: Arc::default(),
+            front_end,
             wire: config.wire,
             stop: stop.clone(),
             accept_thread: None,
@@ -132,28 +187,118 @@ impl NicServer {
             offered: config.features,
             queues: 2 * usize::from(config.port.queue_pairs) + 1,
             trace: config.trace,
+            name: config.name.clone(),
             front_end: server.front_end.clone(),
         };
         let listener = listener.try_clone()?;
         let accept = move || accept(&listener, &session, &stop);
         let thread = thread::Builder::new()
-            .name("nic-accept".into())
+            .name(thread_name("nic-accept", config.name.as_deref()))
             .spawn(accept)?;
         server.accept_thread = Some(thread);
+        if !config.fault.is_none() {
+            server.set_faults(config.fault)?;
+        }
         Ok(server)
     }
 
-    /// Brings the link up or down, and tells the driver. Returns whether that was a change.
+    /// Has the faults of `spec` from now on, instead of those of before.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn set_faults(&self, spec: FaultSpec) -> Result<(), Ended> {
+        self.engine.line(move |line, now| line.inject(&spec, now))?;
+        self.engine.rings(move |rings| {
+            let now = rings.now();
+            rings.rings().set_faults(spec.host, spec.seed, now);
+        })?;
+        let tear = spec.host.lies.config_tear;
+        self.front_end.set_tears(tear, spec.seed);
+        info!("faults: {spec}");
+        Ok(())
+    }
+
+    /// Changes what `settings` say.
+    ///
+    /// # Errors
+    /// The card cannot do that, and then nothing is changed; or the NIC has ended.
+    pub fn set(&self, settings: &Settings) -> anyhow::Result<()> {
+        let asked = *settings;
+        if let Some(reason) = self.engine.port(move |port| asked.unfit(port))? {
+            bail!(reason);
+        }
+        if let Some(speed) = settings.speed {
+            let (can, highest) = self.phy(move |phy, now| {
+                let can = phy.set_speed(now, speed);
+                (can, phy.abilities().highest())
+            })?;
+            if !can {
+                let highest =
+                    highest.map_or_else(String::new, |mode| format!(", at most {}", mode.speed));
+                bail!(
+                    "this card cannot do {speed}b/s: it does what serve --speed says{highest}, and below it what its kind of cable has"
+                );
+            }
+            info!("line rate: {speed}b/s");
+        }
+        if let Some(rate) = settings.rate {
+            self.engine.port(move |port| port.set_rates(rate.0))?;
+            info!("rate limits: {rate}");
+        }
+        if let Some(pfc) = settings.pfc {
+            let priorities = pfc.0.unwrap_or_default();
+            self.engine.port(move |port| port.set_pfc(priorities))?;
+            info!("flow control of priorities: {pfc}");
+        }
+        if let Some(weights) = settings.tx_weights {
+            self.engine
+                .port(move |port| port.set_tx_weights(weights.0))?;
+            info!("weights of transmit queues: {weights}");
+        }
+        if let Some(coalesce) = settings.coalesce {
+            self.engine.rings(move |rings| {
+                let now = rings.now();
+                let moderator = &mut rings.rings().queues.moderator;
+                moderator.set_initial(Direction::Receive, coalesce.rx, now);
+                moderator.set_initial(Direction::Transmit, coalesce.tx, now);
+            })?;
+            info!("interrupt moderation: {coalesce}");
+        }
+        Ok(())
+    }
+
+    /// What goes wrong on the line on purpose, and what came of it.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn faults(&self) -> Result<FaultStatus, Ended> {
+        self.engine.line(|line, _| line.faults())
+    }
+
+    /// Plugs the cable in, or pulls it out, and tells the driver. Returns whether the link has changed: with auto-negotiation it comes
+    /// up later.
     ///
     /// # Errors
     /// The NIC has ended.
     pub fn set_link(&self, up: bool) -> Result<bool, Ended> {
-        let changed = self.engine.line(move |line, now| line.set_link(now, up))?;
-        if changed {
-            info!("link {}", if up { "up" } else { "down" });
-            self.front_end.config_changed();
-        }
-        Ok(changed)
+        self.engine.line(move |line, now| line.set_link(now, up))
+    }
+
+    /// Changes the physical layer, at an instant that `change` is told, and tells the driver what comes of it.
+    ///
+    /// # Errors
+    /// The NIC has ended.
+    pub fn phy<R: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Phy, Nanos) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        self.engine.line(move |line, now| {
+            let (mut change, mut result) = (Some(change), None);
+            line.change_phy(now, &mut |phy| {
+                result = change.take().map(|change| change(phy, now));
+            });
+            result.expect("it is called once")
+        })
     }
 
     /// Asks the driver to tell its neighbours where it is. Returns whether there is one that can be asked.
@@ -175,17 +320,22 @@ impl NicServer {
     /// The NIC has ended.
     pub fn status(&self) -> Result<ServerStatus, Ended> {
         let (nic, waits) = self.engine.status()?;
-        let wire_counters = self.engine.line(|line, _| line.wire().counters())?;
+        let (wire_counters, faults) = self
+            .engine
+            .line(|line, _| (line.wire().counters(), line.faults()))?;
         Ok(ServerStatus {
             socket: self.socket.display().to_string(),
             wire: self.wire.to_string(),
             connections: self.front_end.connections.load(Ordering::Relaxed),
             refused_messages: self.front_end.refused.load(Ordering::Relaxed),
+            memory_gone: self.front_end.memory_gone.load(Ordering::Relaxed),
+            config_tears: self.front_end.torn(),
             waits,
             wire_counters: wire_counters
                 .into_iter()
                 .map(|(name, count)| (name.to_owned(), count.into()))
                 .collect(),
+            faults,
             nic,
         })
     }

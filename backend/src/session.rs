@@ -6,40 +6,50 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow};
 use log::{debug, info, warn};
 use nic_device::config;
 use nic_device::features::Features;
-use nic_device::memory::GuestMemory;
+use nic_device::memory::{Cut, GuestMemory};
 use nic_device::nic::set_port_features;
 use nic_device::ring::{BadRing, Layout};
 use nic_device::vring::Vring;
 use nic_model::host::QueueIndex;
-use nic_model::port::Port;
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::engine::{Engine, Server};
 use crate::relay::{FrontEnd, Relay};
+use crate::server::thread_name;
 use crate::vring::{Memory, NicVring, Said, with_session};
 use crate::worker::{Ended, ServesRings};
+
+/// Memory regions that a front-end may have at once: what the crate answers to GET_MAX_MEM_SLOTS.
+const MAX_MEM_SLOTS: usize = 509;
 
 /// What the rings and the crate's callbacks share.
 pub struct Session {
     engine: Engine,
     state: Mutex<State>,
     rings: Vec<Mutex<Said>>,
+    /// Written to when guest memory was taken away.
+    alarm: Arc<EventFd>,
 }
 
 #[derive(Default)]
 struct State {
     memory: Option<Arc<GuestMemory>>,
+    /// What was taken away of a memory table of before.
+    cut: Option<Cut>,
+    /// Why the memory that the front-end gave last cannot be used.
+    unusable: Option<String>,
     acked: Features,
     /// What the port was told last of how to steer.
     steering: Steering,
@@ -113,6 +123,9 @@ impl Session {
         }
         // If the thread has ended, the process is about to.
         let _ = self.engine.port(move |port| {
+            if before.commanded != steering.commanded {
+                port.rsc.restore();
+            }
             for (queue, receives) in (0..).map(QueueIndex).zip(&steering.receives) {
                 port.set_receiving(queue, *receives);
             }
@@ -195,8 +208,33 @@ impl Session {
         while let Err(Ended::Slow) = self.engine.rings(job) {
             warn!("the NIC's workers are slow to let go of the guest");
         }
-        let _ = self.engine.port(Port::reset);
+        let _ = self.engine.line(|line, _| line.reset());
         self.state().steering = Steering::default();
+    }
+
+    /// Virtqueue `index` is out of use. What a queue has sent and is held back for its priority is not to leave later.
+    pub(crate) fn abandon(&self, index: usize) {
+        let queue = QueueIndex((index / 2) as u16);
+        let pairs = (self.rings.len() / 2) as u16;
+        if index % 2 == 1 && queue.0 < pairs {
+            // If the thread has ended, the process is about to.
+            let _ = self.engine.line(move |line, _| line.abandon(queue));
+        }
+    }
+
+    /// What was taken away of guest memory, if something was.
+    fn cut(&self) -> Option<Cut> {
+        let state = self.state();
+        let present = state.memory.as_ref().and_then(|memory| memory.cut());
+        present.or(state.cut)
+    }
+
+    /// Ends the connection for the sake of `error`: the crate has the new memory in its table already.
+    fn give_up_memory(&self, error: io::Error) -> io::Error {
+        self.state().unusable = Some(error.to_string());
+        // It is there, and nobody waits for what is written.
+        let _ = self.alarm.write(1);
+        error
     }
 
     /// Whether a ring could be at `layout` in the present memory.
@@ -218,6 +256,7 @@ impl Session {
 #[derive(Clone)]
 struct NicBackend {
     session: Arc<Session>,
+    front_end: Arc<FrontEnd>,
     offered: Features,
     queues: usize,
 }
@@ -273,10 +312,13 @@ impl VhostUserBackend for NicBackend {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let offered = self.offered;
-        self.session
+        let mut octets = self
+            .session
             .engine
             .port(move |port| config::read(port, offered, offset as usize, size as usize))
-            .unwrap_or_else(|_| vec![0; size as usize])
+            .unwrap_or_else(|_| vec![0; size as usize]);
+        self.front_end.tear(&mut octets);
+        octets
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
@@ -288,14 +330,29 @@ impl VhostUserBackend for NicBackend {
     }
 
     fn update_memory(&self, mem: Memory) -> io::Result<()> {
-        let memory = Arc::new(GuestMemory::new(mem.memory().into_inner()));
+        let mapped = mem.memory().into_inner();
+        let regions = mapped.num_regions();
+        if regions > MAX_MEM_SLOTS {
+            let many = format!(
+                "{regions} memory regions, more than the {MAX_MEM_SLOTS} that there may be"
+            );
+            return Err(self.session.give_up_memory(io::Error::other(many)));
+        }
+        let memory = GuestMemory::guarded(mapped, self.session.alarm.clone())
+            .map_err(|error| self.session.give_up_memory(error.into()))?;
+        let memory = Arc::new(memory);
         debug!("guest memory: {memory}");
-        self.session.state().memory = Some(memory.clone());
+        let before = self.session.state().memory.replace(memory.clone());
         let set = self
             .session
             .engine
-            .rings(move |rings| rings.rings().set_memory(Some(memory)))?;
-        for error in set.into_iter().filter_map(Result::err) {
+            .rings(move |rings| rings.rings().set_memory(Some(memory)));
+        // A mapping that is in both tables has zeros now where something was touched, and does not say so again.
+        if let Some(before) = before.filter(|before| before.is_cut()) {
+            self.session.state().cut = before.cut();
+            before.tell();
+        }
+        for error in set?.into_iter().filter_map(Result::err) {
             warn!("a queue cannot go on in the new memory: {error}");
         }
         self.session.set_up_lost();
@@ -329,12 +386,14 @@ pub struct SessionConfig {
     pub queues: usize,
     /// Whether each message is logged.
     pub trace: bool,
+    /// What the NIC is called in the log, if it is not the only one of the process.
+    pub name: Option<String>,
     /// What others may know of the front-end.
     pub front_end: Arc<FrontEnd>,
 }
 
-/// Serves a front-end until it leaves, breaks the protocol, or `stop` is readable. Others may come to `listener`
-/// meanwhile, and have to wait.
+/// Serves a front-end until it leaves, breaks the protocol, takes guest memory away, or `stop` is readable. Others may come to
+/// `listener` meanwhile, and have to wait.
 ///
 /// # Errors
 /// Our side failed: the session could not begin.
@@ -348,29 +407,43 @@ pub fn serve(
         engine: config.engine.clone(),
         state: Mutex::default(),
         rings: (0..config.queues).map(|_| Mutex::default()).collect(),
+        alarm: Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?),
     });
     let backend = NicBackend {
         session: session.clone(),
+        front_end: config.front_end.clone(),
         offered: config.offered,
         queues: config.queues,
     };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = with_session(&session, || {
-        VhostUserDaemon::new("nic-vhost-user".into(), backend, memory)
+        let name = thread_name("nic-vhost-user", config.name.as_deref());
+        VhostUserDaemon::new(name, backend, memory)
     })
     .map_err(|error| anyhow!("{error}"))?;
     let back = connect(&mut daemon).context("cannot connect the relay to the protocol's thread")?;
     let mut relay = Relay::new(front, back, config);
-    let ended = relay.run(listener, stop);
+    let ended = relay.run(listener, stop, &session.alarm);
     daemon.request_shutdown();
     if let Err(error) = daemon.wait() {
         debug!("the protocol's thread ended: {error}");
     }
     config.front_end.left();
     session.reset(|rings| rings.release());
+    // However it ended: a front-end that does this may not live long enough to be told.
+    if let Some(cut) = session.cut() {
+        config.front_end.memory_gone.fetch_add(1, Ordering::Relaxed);
+        warn!("connection ended: {cut}");
+    } else if let Some(error) = &session.state().unusable {
+        config.front_end.refused.fetch_add(1, Ordering::Relaxed);
+        warn!("connection ended: {error}");
+    } else {
+        info!("connection ended: {ended}");
+    }
     // Only now: who sees the connection closed may use the rings for something else.
     drop(relay);
-    info!("connection ended: {ended}");
     Ok(())
 }
 

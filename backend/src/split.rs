@@ -25,15 +25,17 @@ use nic_model::port::{Port, PortConfig};
 use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 
-use crate::card::Line;
+use crate::card::{Line, Watch};
 use crate::lane::{Bell, PortLane, WorkerLane, lane};
 use crate::wire::Wire;
+use crate::wire::fault::Injection;
 use crate::worker::{Body, WorkerHandle};
 
 /// The side of the line.
 pub struct PortSide {
     port: Port,
     wire: Box<dyn Wire>,
+    injection: Injection,
     rx: Vec<Frame>,
     /// Frames of one queue on their way between here and its lane.
     passing: Vec<Frame>,
@@ -45,6 +47,8 @@ pub struct PortSide {
     queues: Queues,
     control: ControlCounters,
     workers: Workers,
+    /// Who hears of the link.
+    pub watch: Option<Watch>,
 }
 
 /// The side of the host: some of the queue pairs.
@@ -76,7 +80,7 @@ pub fn lanes(
     for pair in 0..config.queue_pairs {
         let worker = worker_of(pair.into(), bells.len());
         let bell = bells[worker].clone();
-        let (here, there) = lane(QueueIndex(pair), config.fifo, port.clone(), bell);
+        let (here, there) = lane(QueueIndex(pair), config.fifo_depth(), port.clone(), bell);
         ours.push(here);
         theirs[worker].push(there);
     }
@@ -97,6 +101,7 @@ impl PortSide {
         let mut side = PortSide {
             port: Port::new(config),
             wire,
+            injection: Injection::default(),
             rx: Vec::with_capacity(BURST),
             passing: Vec::with_capacity(BURST),
             tx: Vec::with_capacity(BURST),
@@ -105,6 +110,7 @@ impl PortSide {
             queues: Queues::new(config),
             control: ControlCounters::default(),
             workers: Workers(workers),
+            watch: None,
         };
         let link = side.port.phy.link();
         side.port.set_super_frames(side.wire.has_super_frames());
@@ -138,12 +144,13 @@ impl PortSide {
 
     fn transmit(&mut self, now: Nanos) -> bool {
         let (lanes, passing, tx) = (&mut self.lanes, &mut self.passing, &mut self.tx);
-        let worked = self.port.transmit(now, |port, queue| {
+        let worked = self.port.transmit(now, |port, queue, budget| {
             let lane = &mut lanes[usize::from(queue.0)];
-            let taken = lane.take(BURST, port, passing);
+            let fetched = lane.take(budget, port, passing);
             port.send(now, queue, passing, tx);
-            taken
+            fetched
         });
+        self.port.send_control(now, &mut self.tx);
         if !self.tx.is_empty() {
             let pool = &mut self.port.pool;
             self.wire.transmit(now, pool, &mut self.tx);
@@ -219,17 +226,44 @@ impl Line for PortSide {
         &self.port
     }
 
-    fn plug(&mut self) -> (&mut Port, &mut dyn Wire) {
-        (&mut self.port, &mut *self.wire)
+    fn plug(&mut self) -> (&mut Port, &mut Box<dyn Wire>) {
+        (&mut self.port, &mut self.wire)
+    }
+
+    fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
+    }
+
+    fn injection(&mut self) -> (&mut Injection, &mut Port, &mut Box<dyn Wire>) {
+        (&mut self.injection, &mut self.port, &mut self.wire)
     }
 
     fn wire(&self) -> &dyn Wire {
         &*self.wire
     }
+
+    fn abandon(&mut self, queue: QueueIndex) {
+        if !self.port.holds_back(queue) {
+            return;
+        }
+        // With what waits in the lane behind it.
+        let lane = &mut self.lanes[usize::from(queue.0)];
+        while lane.take(BURST, &mut self.port, &mut self.passing).frames > 0 {}
+        self.port.abandon(queue, &mut self.passing);
+    }
 }
 
 impl Body for PortSide {
     fn round(&mut self, now: Nanos) -> bool {
+        if self.port.phy.is_due(now) {
+            self.advance_phy(now);
+        }
+        if self.injection.flaps() {
+            self.flap(now);
+        }
+        if self.device.memory_is_gone() {
+            self.device.let_go_of_memory();
+        }
         self.collect();
         let received = self.receive(now);
         let sent = self.transmit(now);
@@ -241,16 +275,19 @@ impl Body for PortSide {
 
     fn next_deadline(&self, now: Nanos) -> Option<Nanos> {
         let port = self.port.next_deadline(now);
-        port.into_iter().chain(self.wire_deadline(now)).min()
+        let line = [self.wire_deadline(now), self.injection.next_deadline()];
+        port.into_iter().chain(line.into_iter().flatten()).min()
     }
 
     fn idle(&mut self, now: Nanos) -> bool {
-        let commanded = self.rings().idle(now, false);
-        let paused = self.port.wire_is_paused();
+        let commanded = self.rings().idle(now, |_| false);
+        // Whoever has been told to stop is to hear of it that there is room again.
+        let paused = self.port.wire_is_paused() || self.port.next_control().is_some();
         let room = paused && self.lanes.iter_mut().any(PortLane::want_room);
         // While the line is busy its deadline wakes.
-        let packets = self.lanes.iter().any(PortLane::has_packets);
-        commanded | room | (packets && self.port.tx_resumes().is_none())
+        let mut lanes = (0..).map(QueueIndex).zip(&self.lanes);
+        let packets = lanes.any(|(queue, lane)| lane.has_packets() && self.port.tx_wants(queue));
+        commanded | room | packets
     }
 
     fn rings(&mut self) -> Rings<'_> {
@@ -280,6 +317,9 @@ impl QueueSide {
 
 impl Body for QueueSide {
     fn round(&mut self, now: Nanos) -> bool {
+        if self.device.memory_is_gone() {
+            self.device.let_go_of_memory();
+        }
         let mut worked = false;
         for lane in &mut self.lanes {
             let queue = lane.queue;
@@ -292,9 +332,12 @@ impl Body for QueueSide {
             worked |= self.queues.deliver(queue, now, now, device, give_back);
             // Before, so that buffers for super-frames never run out for good.
             lane.reclaim(&mut self.pool);
-            if lane.has_room() && self.queues.fetch(queue, now, &mut self.pool, device) > 0 {
-                lane.send(&mut self.pool, self.queues.fetched.drain(..));
-                worked = true;
+            if lane.has_room() {
+                let fetched = (self.queues).fetch(queue, now, BURST, &mut self.pool, device);
+                if fetched.frames > 0 {
+                    lane.send(&mut self.pool, self.queues.fetched.drain(..));
+                    worked = true;
+                }
             }
             self.queues.expire_transmit(queue, now, device);
         }
@@ -311,7 +354,8 @@ impl Body for QueueSide {
             let rx = 2 * usize::from(lane.queue.0);
             let starved = self.queues.starved(now, lane.queue);
             ready |= self.device.want_kicks(rx, starved);
-            let tx_wanted = lane.has_room() && self.pool.big_room() > 0;
+            let stalled = self.queues.is_stalled(lane.queue, Direction::Transmit, now);
+            let tx_wanted = lane.has_room() && self.pool.big_room() > 0 && !stalled;
             ready |= self.device.want_kicks(rx + 1, tx_wanted);
             ready |= lane.has_received();
         }

@@ -207,6 +207,9 @@ impl VringT<Memory> for NicVring {
         let index = self.index;
         self.session
             .ring(index, move |rings| rings.rings().enable(index, enabled));
+        if !enabled {
+            self.session.abandon(index);
+        }
         self.session.steer();
     }
 
@@ -283,6 +286,7 @@ impl VringT<Memory> for NicVring {
             rings.set_kick(index, None);
             rings.rings().tear_down(index)
         });
+        self.session.abandon(index);
         let mut said = self.said();
         said.started = false;
         said.kick = None;

@@ -18,11 +18,15 @@ use std::path::PathBuf;
 use nic_model::filter::MacAddress;
 use nic_model::frame::{Frame, Pool};
 use nic_model::phy::Speed;
+use nic_model::port::PortConfig;
 use nic_model::time::Nanos;
 
 mod capture;
+pub mod fault;
 mod generator;
 mod loopback;
+mod looped;
+mod mac_control;
 mod none;
 mod pace;
 mod partner;
@@ -32,8 +36,10 @@ mod spec;
 mod tap;
 
 pub use capture::CaptureWriter;
-pub use pcap::CaptureError;
-pub use spec::{BadWire, WireSpec};
+pub(crate) use looped::Looped;
+pub(crate) use none::NoWire;
+pub use pcap::{CaptureError, Next as CaptureNext, Reader as CaptureReader};
+pub use spec::WireSpec;
 pub use tap::TapError;
 
 /// The far end of the line.
@@ -77,12 +83,41 @@ pub trait Wire: Send {
         None
     }
 
+    /// The rate that the line has from now on, where it is another than the port's highest.
+    fn set_speed(&mut self, _speed: Speed) {}
+
+    /// Until when nothing is received, though the descriptor is readable.
+    fn busy_until(&self) -> Nanos {
+        Nanos::ZERO
+    }
+
+    /// Whether there is no far end that would look at a check sequence: damaged frames come back as they are.
+    fn is_passive(&self) -> bool {
+        false
+    }
+
+    /// The faults that are injected into it, if any.
+    fn faults(&mut self) -> Option<&mut fault::Faulty> {
+        None
+    }
+
+    /// The wire that this one, a loopback in the card, stands before.
+    fn behind(&mut self) -> Option<&mut Box<dyn Wire>> {
+        None
+    }
+
     /// The link went up or down.
     fn link_changed(&mut self, _now: Nanos, _up: bool) {}
 
-    /// Whether the wire is gone for good: nothing comes or goes any more, and its descriptor is not worth watching.
+    /// Whether the wire is gone for good, or put aside: nothing comes or goes any more, and its descriptor is not worth watching.
     fn is_gone(&self) -> bool {
         false
+    }
+
+    /// Takes out the wire that this one stands before, if it does, and gives what is under way back to `pool`. Nothing else is done
+    /// with it then.
+    fn unplug(&mut self, _pool: &mut Pool) -> Option<Box<dyn Wire>> {
+        None
     }
 
     /// Counts of the wire's own, by name, beyond what the port counts (what a TAP device refused, say).
@@ -100,6 +135,21 @@ pub struct PortFacts {
     pub mtu: u16,
     /// The line rate.
     pub speed: Speed,
+    /// Whether there may be flow control: it negotiates, or controls priorities.
+    pub flow_control: bool,
+}
+
+impl PortFacts {
+    /// Those of a port as `config` says.
+    #[must_use]
+    pub fn of(config: &PortConfig) -> Self {
+        PortFacts {
+            mac: config.mac,
+            mtu: config.mtu,
+            speed: config.speed,
+            flow_control: config.autoneg || config.pfc.is_some(),
+        }
+    }
 }
 
 /// Why a wire cannot be plugged in, and what to do about it.
@@ -167,6 +217,7 @@ pub(crate) mod testing {
             mac: CARD,
             mtu,
             speed: Speed::from_mbps(10_000).expect("10G is a rate"),
+            flow_control: false,
         }
     }
 

@@ -66,6 +66,9 @@ pub trait ServesRings {
     /// The rings.
     fn rings(&mut self) -> Rings<'_>;
 
+    /// The present instant.
+    fn now(&self) -> Nanos;
+
     /// Hears of kicks of `queue` through `kick`, an eventfd, instead of what was before. Anything else that is not
     /// an eventfd stands for none: the queue is polled.
     fn set_kick(&mut self, queue: usize, kick: Option<File>);
@@ -288,7 +291,9 @@ impl<B: Body> Worker<B> {
             idle += 1;
             if idle > IDLE_ROUNDS {
                 self.bell.doze();
-                if !self.body.idle(self.clock.now()) {
+                let ready = self.body.idle(self.clock.now());
+                // Asking for kicks touches guest memory.
+                if !ready && !self.body.rings().device.memory_is_gone() {
                     self.sleep();
                 }
                 self.bell.rise();
@@ -312,7 +317,9 @@ impl<B: Body> Worker<B> {
         let Some(line) = self.body.line() else {
             return;
         };
-        let wanted = line.port().rx_room(now) > 0 && !line.wire().is_gone();
+        let wire = line.wire();
+        let room = line.port().rx_room(now) > 0 && wire.busy_until() <= now;
+        let wanted = room && !wire.is_gone();
         let Some(fd) = line.wire().readable() else {
             return;
         };
@@ -396,6 +403,10 @@ impl<B: Body> Worker<B> {
 impl<B: Body> ServesRings for Worker<B> {
     fn rings(&mut self) -> Rings<'_> {
         self.body.rings()
+    }
+
+    fn now(&self) -> Nanos {
+        self.clock.now()
     }
 
     fn set_kick(&mut self, queue: usize, kick: Option<File>) {

@@ -1,5 +1,6 @@
 //! The configuration space: `struct virtio_net_config` (VIRTIO 1.4, 5.1.4).
 
+use nic_model::phy::Duplex;
 use nic_model::port::Port;
 use nic_model::rss::{HashTypes, MAX_KEY};
 use nic_model::tunnel::TunnelTypes;
@@ -8,6 +9,9 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::features::Features;
+
+mod tears;
+pub use tears::Tears;
 
 /// The fields; those of features that are not offered are zero, or unknown.
 #[derive(IntoBytes, Immutable)]
@@ -25,6 +29,8 @@ struct NetConfig {
     supported_tunnel_types: U32,
 }
 
+/// `duplex`: one way at a time.
+const DUPLEX_HALF: u8 = 0;
 /// `duplex`: both ways at once.
 const DUPLEX_FULL: u8 = 1;
 /// `duplex`: unknown.
@@ -39,7 +45,11 @@ pub fn read(port: &Port, offered: Features, offset: usize, size: usize) -> Vec<u
     let of = |feature, value| if offers(feature) { value } else { 0 };
     // A link that is down has neither.
     let (speed, duplex) = if offers(Features::SPEED_DUPLEX) && port.phy.link() {
-        (port.phy.speed().mbps(), DUPLEX_FULL)
+        let duplex = match port.phy.duplex() {
+            Duplex::Half => DUPLEX_HALF,
+            Duplex::Full => DUPLEX_FULL,
+        };
+        (port.phy.speed().mbps(), duplex)
     } else {
         (SPEED_UNKNOWN, DUPLEX_UNKNOWN)
     };
@@ -82,6 +92,7 @@ mod tests {
     use super::*;
     use nic_model::phy::Speed;
     use nic_model::port::PortConfig;
+    use nic_model::time::Nanos;
 
     fn port() -> Port {
         Port::new(&PortConfig {
@@ -100,7 +111,7 @@ mod tests {
         );
         assert_eq!(read(&port, 6, 2), [1, 0]);
         assert_eq!(read(&port, 10, 8), [0x28, 0x23, 0x10, 0x27, 0, 0, 1, 40]);
-        port.phy.set_link(false);
+        port.phy.set_link(Nanos::ZERO, false);
         assert_eq!(read(&port, 6, 2), [0, 0]);
         assert_eq!(read(&port, 12, 6), [0xff, 0xff, 0xff, 0xff, 0xff, 40]);
         port.announce = true;
@@ -149,6 +160,19 @@ mod tests {
             let types = if key > 0 { [0xff, 1] } else { [0, 0] };
             assert_eq!(read(&port, offered, 20, 2), types, "{offered}");
         }
+    }
+
+    #[test]
+    fn what_was_negotiated_is_shown() {
+        let mut port = Port::new(&PortConfig {
+            autoneg: true,
+            partner: "10half,100half".parse().unwrap(),
+            ..PortConfig::default()
+        });
+        let fields = |port: &Port| read(port, Features::all(), 12, 5);
+        assert_eq!(fields(&port), [0xff; 5], "there is no link yet");
+        port.phy.advance(Nanos(10_000_000_000));
+        assert_eq!(fields(&port), [100, 0, 0, 0, 0]);
     }
 
     #[test]

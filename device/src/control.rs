@@ -255,6 +255,13 @@ fn answer(
     let Some(queue) = device.sound(index) else {
         return;
     };
+    if let Some(liar) = &mut queue.dma.liar {
+        let silent = liar.keeps_silent();
+        queue.counters.lies = liar.counts;
+        if silent {
+            return;
+        }
+    }
     // What there is no room for is not told; the driver sees it by the length.
     let room = (queue.dma.writable.len() - 1).min(result.len() as u64) as usize;
     let mut cursor = queue.dma.writable.cursor();

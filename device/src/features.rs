@@ -30,12 +30,16 @@ bitflags::bitflags! {
         const GUEST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO6;
         /// The driver takes super-frames of TCP with CWR.
         const GUEST_ECN = 1 << virtio_net::VIRTIO_NET_F_GUEST_ECN;
+        /// The driver takes datagrams of UDP that stand for fragments of IP.
+        const GUEST_UFO = 1 << virtio_net::VIRTIO_NET_F_GUEST_UFO;
         /// The device cuts super-frames of TCP over IPv4.
         const HOST_TSO4 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO4;
         /// The device cuts super-frames of TCP over IPv6.
         const HOST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO6;
         /// The device cuts super-frames of TCP with CWR.
         const HOST_ECN = 1 << virtio_net::VIRTIO_NET_F_HOST_ECN;
+        /// The device cuts datagrams of UDP into fragments of IP.
+        const HOST_UFO = 1 << virtio_net::VIRTIO_NET_F_HOST_UFO;
         /// A received packet may span several buffers.
         const MRG_RXBUF = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
         /// The device tells its link's state.
@@ -70,8 +74,12 @@ bitflags::bitflags! {
         const HOST_USO = 1 << virtio_net::VIRTIO_NET_F_HOST_USO;
         /// The device says by which hash it steered a packet.
         const HASH_REPORT = 1 << virtio_net::VIRTIO_NET_F_HASH_REPORT;
+        /// The driver says exactly how long the headers of super-frames are.
+        const GUEST_HDRLEN = 1 << virtio_net::VIRTIO_NET_F_GUEST_HDRLEN;
         /// Receive-side scaling by a table of the driver's.
         const RSS = 1 << virtio_net::VIRTIO_NET_F_RSS;
+        /// The device says how many segments a received super-frame stands for.
+        const RSC_EXT = 1 << virtio_net::VIRTIO_NET_F_RSC_EXT;
         /// The device tells its line rate.
         const SPEED_DUPLEX = 1 << virtio_net::VIRTIO_NET_F_SPEED_DUPLEX;
         /// Descriptors may point to tables of descriptors.
@@ -96,12 +104,14 @@ impl Features {
     pub const GUEST_GSO: Self = Self::GUEST_TSO4
         .union(Self::GUEST_TSO6)
         .union(Self::GUEST_ECN)
+        .union(Self::GUEST_UFO)
         .union(Self::GUEST_USO4)
         .union(Self::GUEST_USO6);
     /// Kinds of super-frames that the device takes.
     pub const HOST_GSO: Self = Self::HOST_TSO4
         .union(Self::HOST_TSO6)
         .union(Self::HOST_ECN)
+        .union(Self::HOST_UFO)
         .union(Self::HOST_USO);
     /// What a driver may switch on and off (VIRTIO 1.3, 5.1.6.5.6).
     pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM.union(Self::GUEST_GSO);
@@ -161,10 +171,15 @@ impl Features {
             left.remove(Features::GUEST_GSO);
         }
         if !left.intersects(Features::HOST_TSO4 | Features::HOST_TSO6) {
-            left.remove(Features::HOST_ECN);
+            left.remove(Features::HOST_ECN | Features::RSC_EXT);
+        }
+        // How long whose headers are?
+        if !left.intersects(Features::HOST_GSO) {
+            left.remove(Features::GUEST_HDRLEN);
         }
         if !left.intersects(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
-            left.remove(Features::GUEST_ECN);
+            // Coalesced are segments of TCP alone.
+            left.remove(Features::GUEST_ECN | Features::RSC_EXT);
         }
         // A hash that nobody uses is not worth looking into tunnels for.
         if !left.intersects(Features::RSS | Features::HASH_REPORT) {
@@ -256,10 +271,12 @@ mod tests {
     fn super_frames_go_with_the_checksums_and_ecn_with_tcp() {
         let left = Features::all().without(Features::CSUM);
         assert!(!left.intersects(Features::HOST_GSO) && left.contains(Features::GUEST_GSO));
+        assert!(!left.intersects(Features::GUEST_HDRLEN | Features::RSC_EXT));
         let left = Features::all().without(Features::GUEST_CSUM);
         assert!(!left.intersects(Features::GUEST_GSO) && left.contains(Features::HOST_GSO));
+        assert!(left.contains(Features::GUEST_HDRLEN) && !left.contains(Features::RSC_EXT));
         let left = Features::all().without(Features::HOST_TSO4 | Features::GUEST_TSO6);
-        assert!(left.contains(Features::HOST_ECN | Features::GUEST_ECN));
+        assert!(left.contains(Features::HOST_ECN | Features::GUEST_ECN | Features::RSC_EXT));
         let left = left.without(Features::HOST_TSO6 | Features::GUEST_TSO4);
         assert!(!left.intersects(Features::HOST_ECN | Features::GUEST_ECN));
         assert!(left.contains(Features::HOST_USO | Features::GUEST_USO4));

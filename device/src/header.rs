@@ -5,9 +5,9 @@ use nic_model::frame::{Checksum, Contents, Frame, Gso, Segmentation};
 use nic_model::rss::HashReport;
 use nic_model::segment;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
-    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
-    VIRTIO_NET_HDR_GSO_UDP_L4,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
+    VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -26,17 +26,17 @@ pub const LEGACY_HEADER: usize = 10;
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NetHeader {
-    /// NEEDS_CSUM, DATA_VALID.
+    /// NEEDS_CSUM, DATA_VALID, RSC_INFO.
     pub flags: u8,
     /// Which kind of segmentation is asked for.
     pub gso_type: u8,
-    /// Octets of all headers; a hint, never trusted.
+    /// Octets of all headers; a hint, with GUEST_HDRLEN more than that, but never trusted.
     pub hdr_len: U16,
     /// Octets of each segment's payload.
     pub gso_size: U16,
-    /// Where the checksum's cover begins.
+    /// Where the checksum's cover begins; with RSC_INFO how many segments of TCP are in a received packet.
     pub csum_start: U16,
-    /// Where its field is, from there.
+    /// Where its field is, from there; with RSC_INFO how many acknowledgements that said nothing new are in a received packet.
     pub csum_offset: U16,
     /// Buffers that a received packet spans.
     pub num_buffers: U16,
@@ -81,8 +81,22 @@ impl NetHeader {
         };
         if matches!(frame.checksum, Checksum::Partial { .. }) {
             header.set_offloads(frame);
+            if frame.is_super() && features.contains(Features::RSC_EXT) {
+                header.set_rsc_info(frame);
+            }
         }
         header
+    }
+
+    /// Says how many segments were put together instead of where the checksum is (VIRTIO 1.3, 5.1.6.4.1). An acknowledgement without
+    /// payload is never put together with others, so there are none that repeat what was said.
+    #[cold]
+    fn set_rsc_info(&mut self, frame: &Contents) {
+        let of_tcp = matches!(frame.gso.kind, Segmentation::Tcpv4 | Segmentation::Tcpv6);
+        let segments = if of_tcp { segment::frames(frame) } else { 0 };
+        self.flags |= VIRTIO_NET_HDR_F_RSC_INFO as u8;
+        self.csum_start.set(segments as u16);
+        self.csum_offset.set(0);
     }
 
     /// Says what has yet to be done to `frame` (VIRTIO 1.3, 5.1.6.4.1): its checksum, and cutting it.
@@ -99,6 +113,7 @@ impl NetHeader {
             Segmentation::Tcpv4 => VIRTIO_NET_HDR_GSO_TCPV4,
             Segmentation::Tcpv6 => VIRTIO_NET_HDR_GSO_TCPV6,
             Segmentation::Udp => VIRTIO_NET_HDR_GSO_UDP_L4,
+            Segmentation::Fragments => VIRTIO_NET_HDR_GSO_UDP,
         } as u8;
         if segment::reduces_congestion_window(frame) {
             self.gso_type |= VIRTIO_NET_HDR_GSO_ECN as u8;
@@ -122,6 +137,7 @@ impl NetHeader {
             frame.gso.kind = match kind {
                 VIRTIO_NET_HDR_GSO_TCPV4 => Segmentation::Tcpv4,
                 VIRTIO_NET_HDR_GSO_TCPV6 => Segmentation::Tcpv6,
+                VIRTIO_NET_HDR_GSO_UDP => Segmentation::Fragments,
                 _ => Segmentation::Udp,
             };
             frame.gso.size = self.gso_size.get();
@@ -149,7 +165,9 @@ impl NetHeader {
         })
     }
 
-    /// What the header of a super-frame asks for (VIRTIO 1.3, 5.1.6.2.1). Its lengths are not looked at: the card finds the headers itself.
+    /// What the header of a super-frame asks for (VIRTIO 1.3, 5.1.6.2.1). The card finds the packet's headers itself, and
+    /// counts where a driver that says their length exactly (GUEST_HDRLEN) is wrong: Linux from 6.3 on says so, and gives what lies in
+    /// the packet's first piece.
     ///
     /// # Errors
     /// [`Drop::TxMalformed`] if that was not negotiated, or cannot be.
@@ -160,6 +178,7 @@ impl NetHeader {
             VIRTIO_NET_HDR_GSO_TCPV4 => (Segmentation::Tcpv4, Features::HOST_TSO4),
             VIRTIO_NET_HDR_GSO_TCPV6 => (Segmentation::Tcpv6, Features::HOST_TSO6),
             VIRTIO_NET_HDR_GSO_UDP_L4 if ecn == 0 => (Segmentation::Udp, Features::HOST_USO),
+            VIRTIO_NET_HDR_GSO_UDP if ecn == 0 => (Segmentation::Fragments, Features::HOST_UFO),
             _ => return Err(Drop::TxMalformed),
         };
         let with_ecn = ecn == 0 || features.contains(Features::HOST_ECN);
@@ -173,9 +192,15 @@ impl NetHeader {
             start: self.csum_start.get(),
             offset: self.csum_offset.get(),
         };
+        let headers = if features.contains(Features::GUEST_HDRLEN) {
+            // Something is said in any case.
+            u8::try_from(self.hdr_len.get()).unwrap_or(u8::MAX).max(1)
+        } else {
+            0
+        };
         let gso = Gso {
             kind,
-            headers: 0,
+            headers,
             size,
         };
         Ok((checksum, gso))
@@ -198,6 +223,7 @@ fn takes_partial(frame: &Contents, features: Features) -> bool {
         Segmentation::Tcpv6 => Features::GUEST_TSO6,
         Segmentation::Udp if segment::is_ipv6(frame) => Features::GUEST_USO6,
         Segmentation::Udp => Features::GUEST_USO4,
+        Segmentation::Fragments => Features::GUEST_UFO,
     };
     features.contains(needed | Features::GUEST_CSUM)
         && (frame.gso.kind == Segmentation::None
@@ -268,6 +294,7 @@ mod tests {
             (1, Segmentation::Tcpv4, Features::HOST_TSO4),
             (4, Segmentation::Tcpv6, Features::HOST_TSO6),
             (5, Segmentation::Udp, Features::HOST_USO),
+            (3, Segmentation::Fragments, Features::HOST_UFO),
         ] {
             let needed = Features::CSUM | feature;
             let gso = Gso {
@@ -289,9 +316,18 @@ mod tests {
             let ecn = header(gso_type | 0x80, 1, 1448);
             assert_eq!(ecn.segmentation(needed), refused);
             let with_ecn = ecn.segmentation(needed | Features::HOST_ECN);
-            assert_eq!(with_ecn.is_ok(), kind != Segmentation::Udp);
+            let tcp = matches!(kind, Segmentation::Tcpv4 | Segmentation::Tcpv6);
+            assert_eq!(with_ecn.is_ok(), tcp);
+            // What is said of the headers is noted where it is to be exact.
+            let exact = needed | Features::GUEST_HDRLEN;
+            let mut long = header(gso_type, 1, 1448);
+            for (hdr_len, noted) in [(0, 1), (54, 54), (255, 255), (256, 255)] {
+                long.hdr_len.set(hdr_len);
+                assert_eq!(long.segmentation(exact).unwrap().1.headers, noted);
+                assert_eq!(long.segmentation(needed).unwrap().1.headers, 0);
+            }
         }
-        for unknown in [0, 2, 3, 6, 0x40, 0x80, 0x83, 0xff] {
+        for unknown in [0, 2, 6, 0x40, 0x80, 0x83, 0xff] {
             let asked = header(unknown, 1, 1448).segmentation(Features::all());
             assert_eq!(asked, Err(Drop::TxMalformed), "{unknown}");
         }

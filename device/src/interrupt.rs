@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nic_model::chance::Chance;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, send};
@@ -19,6 +20,39 @@ pub trait Interrupt: Send {
     /// # Errors
     /// The line is broken: nobody can be interrupted through it.
     fn raise(&mut self) -> io::Result<()>;
+}
+
+/// What became of an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// It is on its way.
+    Sent,
+    /// It was lost, on purpose: nobody hears of it.
+    Lost,
+}
+
+/// Loses interrupts on purpose, by chance. It stands before whatever line a virtqueue has at the moment: front-ends
+/// bring new ones, and the fault stays.
+#[derive(Debug)]
+pub struct Lossy(Chance);
+
+impl Lossy {
+    /// Loses what `chance` strikes.
+    #[must_use]
+    pub fn new(chance: Chance) -> Self {
+        Lossy(chance)
+    }
+
+    /// Raises `line`, or not.
+    ///
+    /// # Errors
+    /// The line is broken.
+    pub fn raise(&mut self, line: &mut dyn Interrupt) -> io::Result<Raised> {
+        if self.0.strikes() {
+            return Ok(Raised::Lost);
+        }
+        line.raise().map(|()| Raised::Sent)
+    }
 }
 
 /// A call file descriptor of a vhost-user front-end.

@@ -8,10 +8,16 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::eventfd::EventFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::ring::Fault;
+use crate::sigbus::{Full, Guard};
+
+mod cut;
+pub use cut::Cut;
 
 /// One contiguous piece of guest memory and where it is mapped here.
 #[derive(Clone, Copy, Debug)]
@@ -48,20 +54,39 @@ pub struct GuestMemory {
     longest: Mapping,
     /// All others, ordered by guest address.
     others: Vec<Mapping>,
+    /// Sees to it that what is taken away behind us does not end the process; it goes before the mappings do.
+    guard: Guard,
+    /// Who hears that something was, once.
+    alarm: Option<Arc<EventFd>>,
+    told: AtomicBool,
     /// Keeps the mappings in place for as long as this table exists.
-    _mapped: Arc<GuestMemoryMmap>,
+    mapped: Arc<GuestMemoryMmap>,
 }
 
-// SAFETY: the pointers are to shared mappings that live as long as `_mapped`; all accesses through them are
+// SAFETY: the pointers are to shared mappings that live as long as `mapped`; all accesses through them are
 // raw copies, which any thread may make.
 unsafe impl Send for GuestMemory {}
 // SAFETY: as above; the table itself does not change.
 unsafe impl Sync for GuestMemory {}
 
 impl GuestMemory {
-    /// The mappings of `mapped`.
+    /// The mappings of `mapped`, which nobody else can take away: what is not there when it is touched ends the process.
     #[must_use]
     pub fn new(mapped: Arc<GuestMemoryMmap>) -> Self {
+        Self::with(mapped, Guard::none(), None)
+    }
+
+    /// The mappings of `mapped`, files of somebody who may cut them short at any time. `alarm` is written to then, by
+    /// [`GuestMemory::tell`].
+    ///
+    /// # Errors
+    /// There are too many mappings in this process.
+    pub fn guarded(mapped: Arc<GuestMemoryMmap>, alarm: Arc<EventFd>) -> Result<Self, Full> {
+        let guard = Guard::new(cut::ranges(&mapped))?;
+        Ok(Self::with(mapped, guard, Some(alarm)))
+    }
+
+    fn with(mapped: Arc<GuestMemoryMmap>, guard: Guard, alarm: Option<Arc<EventFd>>) -> Self {
         let mut others: Vec<_> = mapped
             .iter()
             .filter_map(|region| {
@@ -78,7 +103,36 @@ impl GuestMemory {
         GuestMemory {
             longest,
             others,
-            _mapped: mapped,
+            guard,
+            alarm,
+            told: AtomicBool::new(false),
+            mapped,
+        }
+    }
+
+    /// Whether something was touched that has been taken away: since then zeros are there, and nothing that was read counts.
+    #[inline]
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.guard.is_struck()
+    }
+
+    /// What was taken away, and how it can be told.
+    #[must_use]
+    pub fn cut(&self) -> Option<Cut> {
+        let (region, offset) = self.guard.struck()?;
+        Cut::of(&self.mapped, region, offset)
+    }
+
+    /// Tells of it.
+    #[cold]
+    pub fn tell(&self) {
+        if self.is_cut()
+            && !self.told.swap(true, Ordering::Relaxed)
+            && let Some(alarm) = &self.alarm
+        {
+            // It is never full: this is written once a table.
+            let _ = alarm.write(1);
         }
     }
 
@@ -112,13 +166,26 @@ impl GuestMemory {
         mappings.find_map(|mapping| mapping.locate(addr))
     }
 
-    /// Copies `N` octets at `addr` out of guest memory, each read once.
+    /// Copies `N` octets at `addr` out of guest memory, each read once. They may span mappings that adjoin.
     #[must_use]
     #[inline]
     pub fn read<const N: usize>(&self, addr: u64) -> Option<[u8; N]> {
-        let host = self.find(addr, N as u64)?;
-        // SAFETY: `find` says that N octets are mapped there, and `self` keeps them mapped.
-        Some(unsafe { read_once(host) })
+        match self.find(addr, N as u64) {
+            // SAFETY: `find` says that N octets are mapped there, and `self` keeps them mapped.
+            Some(host) => Some(unsafe { read_once(host) }),
+            None => self.read_pieces(addr),
+        }
+    }
+
+    #[cold] // as `find_in_others`
+    fn read_pieces<const N: usize>(&self, addr: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        for (at, byte) in (0..).zip(&mut bytes) {
+            let host = self.find(addr.checked_add(at)?, 1)?;
+            // SAFETY: as in `read`.
+            [*byte] = unsafe { read_once(host) };
+        }
+        Some(bytes)
     }
 }
 
@@ -173,7 +240,7 @@ pub enum Access {
     Write,
 }
 
-/// A place in guest memory that is read from its beginning on, or written, while the lender of the memory keeps it mapped.
+/// A place in guest memory that is read or written while the lender of the memory keeps it mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     segment: Segment,
@@ -181,15 +248,6 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// No octets.
-    pub const EMPTY: Place<'static> = Place {
-        segment: Segment {
-            host: NonNull::dangling(),
-            len: 0,
-        },
-        memory: PhantomData,
-    };
-
     /// The `len` octets at guest address `addr` of `memory`, if they lie in one mapping.
     #[must_use]
     #[inline]
@@ -202,14 +260,14 @@ impl<'a> Place<'a> {
         })
     }
 
-    /// Octets that are left.
+    /// Octets in it.
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
         self.segment.len
     }
 
-    /// Whether no octets are left.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -238,20 +296,31 @@ impl<'a> Place<'a> {
         true
     }
 
-    /// Fills all of `bytes` from where it has got to. Returns false, with nothing done, if there are not as many octets.
+    /// Its first `HEADER` octets and the place behind them, or `None` if it has fewer.
     #[must_use]
     #[inline(always)] // as `write`
-    pub fn read(&mut self, bytes: &mut [u8]) -> bool {
-        let len = bytes.len();
-        if len > self.segment.len {
+    pub fn split<const HEADER: usize>(self) -> Option<([u8; HEADER], Place<'a>)> {
+        let Segment { host, len } = self.segment;
+        let len = len.checked_sub(HEADER)?;
+        // SAFETY: so many octets are there; else as in `write`, the other way round.
+        let (header, host) = unsafe {
+            let header = host.cast::<[u8; HEADER]>().read_unaligned();
+            (header, host.add(HEADER))
+        };
+        let segment = Segment { host, len };
+        let memory = PhantomData;
+        Some((header, Place { segment, memory }))
+    }
+
+    /// Fills all of `bytes` from its beginning. Returns false, with nothing done, if there are not as many octets.
+    #[must_use]
+    #[inline(always)] // as `write`
+    pub fn read(self, bytes: &mut [u8]) -> bool {
+        if bytes.len() > self.segment.len {
             return false;
         }
         // SAFETY: as in `write`, the other way round.
-        unsafe {
-            copy(self.segment.host.as_ptr(), bytes.as_mut_ptr(), len);
-            self.segment.host = self.segment.host.add(len);
-        }
-        self.segment.len -= len;
+        unsafe { copy(self.segment.host.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
         true
     }
 }
@@ -503,10 +572,12 @@ mod tests {
         let mut back = [0; 4];
         mapped.read_slice(&mut back, GuestAddress(0x8ffc)).unwrap();
         assert_eq!(back, [1, 2, 3, 4]);
-        let mut place = Place::new(&memory, 0x8ffc, 4).unwrap();
-        let mut back = [0; 3];
-        assert!(place.read(&mut back) && !place.read(&mut back));
-        assert_eq!((back, place.len()), ([1, 2, 3], 1));
+        let (first, rest) = place.split().unwrap();
+        assert_eq!((first, rest.len()), ([1, 2, 3], 1));
+        let mut back = [0; 1];
+        assert!(rest.read(&mut back) && !rest.read(&mut [0; 2]));
+        assert_eq!(back, [4]);
+        assert!(place.split::<5>().is_none());
         assert!(Place::new(&memory, 0x8ffc, 5).is_none());
         assert!(Place::new(&memory, 0x1ff0, 0x20).is_none());
     }
@@ -522,5 +593,10 @@ mod tests {
             .unwrap();
         assert_eq!(memory.read::<3>(0x8ffd), Some([1, 2, 3]));
         assert_eq!(memory.read::<4>(0x8ffd), None);
+        mapped
+            .write_slice(&[4, 5, 6], GuestAddress(0x1ffe))
+            .unwrap();
+        assert_eq!(memory.read::<3>(0x1ffe), Some([4, 5, 6]));
+        assert_eq!(memory.read::<2>(u64::MAX), None);
     }
 }

@@ -8,6 +8,7 @@ use nic_model::counters::PortCounters;
 use nic_model::frame::Frame;
 use nic_model::port::{Port, PortConfig, PortStatus};
 use nic_model::queues::Queues;
+use nic_model::rsc::Takes;
 use nic_model::time::Nanos;
 use nic_model::tunnel::TunnelTypes;
 use serde::{Serialize, Serializer};
@@ -81,6 +82,9 @@ impl Nic {
     /// `tx`, its commands are done. Returns whether there was anything to do.
     #[inline]
     pub fn poll(&mut self, now: Nanos, rx: &mut Vec<Frame>, tx: &mut Vec<Frame>) -> bool {
+        if self.device.memory_is_gone() {
+            self.device.let_go_of_memory();
+        }
         let (port, queues) = (&mut self.port, &mut self.queues);
         let received = queues.receive(port, now, rx, &mut self.device);
         let sent = queues.transmit(port, now, tx, &mut self.device);
@@ -118,8 +122,12 @@ impl Nic {
     /// Asks the driver to kick where something may come that is waited for: commands always, packets unless
     /// the line is too busy for them, buffers only while frames wait for them. Returns true if something has come already.
     pub fn idle(&mut self, now: Nanos) -> bool {
-        let tx_wanted = self.port.tx_resumes().is_none();
-        self.rings().idle(now, tx_wanted)
+        let port = &self.port;
+        let mut rings = Rings {
+            queues: &mut self.queues,
+            device: &mut self.device,
+        };
+        rings.idle(now, |queue| port.tx_wants(queue))
     }
 
     /// When the card has something to do again without anybody's asking; `None` if it only waits for the wire or the
@@ -174,8 +182,20 @@ pub fn set_port_features(port: &mut Port, acked: Features) {
     // It says on the control queue that it does.
     port.announces = acked.contains(Features::CTRL_VQ | Features::GUEST_ANNOUNCE);
     port.announce &= port.announces;
+    port.rsc.accept(coalesced(acked));
+    port.host_sends_super = acked.intersects(Features::HOST_GSO);
     if !acked.contains(Features::CTRL_VQ | Features::HASH_TUNNEL) {
         port.hash_tunnel_types = TunnelTypes::default();
+    }
+}
+
+/// What a driver that takes the offloads in `features` may be given of segments that were merged.
+pub(crate) fn coalesced(features: Features) -> Takes {
+    let takes = |feature| features.contains(Features::GUEST_CSUM | feature);
+    Takes {
+        ipv4: takes(Features::GUEST_TSO4),
+        ipv6: takes(Features::GUEST_TSO6),
+        ecn: takes(Features::GUEST_ECN),
     }
 }
 
@@ -183,6 +203,10 @@ pub fn set_port_features(port: &mut Port, acked: Features) {
 mod announce_tests;
 #[cfg(test)]
 mod coalescing_tests;
+#[cfg(test)]
+mod drop_tests;
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod filter_tests;
 #[cfg(test)]

@@ -76,6 +76,14 @@ impl<'a> Slot<'a> {
         unsafe { AtomicU16::from_ptr(self.host.cast().add(7).as_ptr()) }
     }
 
+    /// The one behind it; behind the ring's last one there is none, and nobody may look at it.
+    #[inline(always)]
+    fn next(self) -> Self {
+        // SAFETY: within the ring, or at its end.
+        let host = unsafe { self.host.add(DESCRIPTOR) };
+        Slot { host, ..self }
+    }
+
     /// A private copy of it.
     #[inline(always)]
     fn copy(self) -> Descriptor {
@@ -164,6 +172,8 @@ pub struct PackedRing {
     /// Up to where the driver was shown what was used, and the flags that will show it the rest.
     shown: Cursor,
     show: u16,
+    /// How many of its descriptors are used that the driver was not shown.
+    hidden: u32,
     /// Whether the first used descriptor that is hidden may stand for all that are.
     batch: bool,
     events: Events,
@@ -221,6 +231,7 @@ impl PackedRing {
             used: start,
             shown: start,
             show: 0,
+            hidden: 0,
             batch: features.contains(Features::IN_ORDER),
             events: Events::new(size, event_idx),
             short: false,
@@ -374,11 +385,12 @@ impl Ring for PackedRing {
     #[inline(always)] // on the way of each burst, and small
     fn begin(&mut self) -> Result<u16, Fault> {
         self.short = false;
-        Ok(if self.areas.is_available(self.next) {
-            self.areas.size
-        } else {
-            0
-        })
+        Ok(if self.has_next() { self.areas.size } else { 0 })
+    }
+
+    #[inline(always)] // as `begin`
+    fn has_next(&self) -> bool {
+        self.areas.is_available(self.next)
     }
 
     #[inline(always)] // on the way of each packet, and small
@@ -412,32 +424,59 @@ impl Ring for PackedRing {
         Ok(Some(chain))
     }
 
-    #[inline(always)] // on the way of each packet, and small
-    fn fetch_place<'m>(
+    #[inline(always)] // on the way of each packet
+    fn use_places<'m>(
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        len: usize,
-    ) -> Option<(Chain, Place<'m>)> {
-        let (next, size) = (self.next, self.areas.size);
-        let slot = self.areas.slot(next.index());
-        let flags = slot.flags().get_acquire();
-        let wanted = match access {
+        count: usize,
+        mut each: impl FnMut(Place<'m>) -> Option<u32>,
+    ) -> usize {
+        if self.next != self.used {
+            return 0;
+        }
+        let written = match access {
             Access::Read => 0,
             Access::Write => WRITE,
         };
-        if flags != next.available() | wanted {
-            return None;
-        }
-        let descriptor = slot.copy();
-        let room = descriptor.len.get();
-        if (room as usize) < len {
-            return None;
-        }
-        let place = Place::new(memory, descriptor.addr.get(), room)?;
+        let (size, start) = (self.areas.size, self.next);
+        let (available, used) = (start.available() | written, start.used() | written);
         self.batch &= access == Access::Read;
-        self.next = next.after(1, size);
-        Some((Chain::new(descriptor.id.get()), place))
+        let batch = self.batch;
+        let shown = self.areas.slot(self.shown.index());
+        let mut flags = used;
+        if self.used == self.shown {
+            // The first one's are written last, by `publish`; until then they stay what they are.
+            self.show = used;
+            flags = available;
+        }
+        // Behind the ring's end other flags count.
+        let count = count.min(usize::from(size - start.index())) as u16;
+        let mut slot = self.areas.slot(start.index());
+        let mut done = 0;
+        while done < count {
+            if slot.flags().get_acquire() != available {
+                break;
+            }
+            let Descriptor { addr, len, id, .. } = slot.copy();
+            let place = Place::new(memory, addr.get(), len.get());
+            let Some(len) = place.and_then(&mut each) else {
+                break;
+            };
+            debug_assert_eq!(len > 0, access == Access::Write);
+            if batch {
+                shown.prepare(id.get(), len);
+            } else {
+                slot.use_up(id.get(), len, flags);
+                flags = used;
+            }
+            slot = slot.next();
+            done += 1;
+        }
+        self.next = start.after(done, size);
+        self.used = self.next;
+        self.hidden += u32::from(done);
+        done.into()
     }
 
     #[inline(always)]
@@ -472,6 +511,7 @@ impl Ring for PackedRing {
             slot.use_up(chain.id, len, flags);
         }
         self.used = used.after(chain.entries, self.areas.size);
+        self.hidden += u32::from(chain.entries);
     }
 
     #[inline]
@@ -479,16 +519,16 @@ impl Ring for PackedRing {
         if self.used != self.shown {
             let first = self.areas.slot(self.shown.index());
             first.flags().set_release(self.show);
-            self.events
-                .published(self.used.since(self.shown, self.areas.size));
+            self.events.published(std::mem::take(&mut self.hidden));
             self.shown = self.used;
-            self.batch = self.in_order;
+            // Of those still out, some may be writable.
+            self.batch = self.in_order && self.next == self.used;
         }
     }
 
     #[inline]
     fn needs_interrupt(&mut self) -> bool {
-        self.events.needs_interrupt(&self.areas, self.used)
+        self.events.needs_interrupt(&self.areas, self.shown)
     }
 
     fn enable_kicks(&mut self) -> bool {

@@ -55,6 +55,8 @@ faults! {
     IndirectLength = "an indirect table's length is zero or not a multiple of 16",
     /// A chain for received packets that is not writable throughout, or a command without a place for the answer.
     NotWritable = "a chain that is not writable where it has to be",
+    /// Not the driver's doing: the front-end took guest memory away ([`sigbus`](crate::sigbus)).
+    MemoryGone = "guest memory was taken away",
 }
 
 impl Fault {
@@ -201,6 +203,9 @@ pub trait Ring {
     /// The driver's index cannot be right.
     fn begin(&mut self) -> Result<u16, Fault>;
 
+    /// Whether there is a chain to fetch; a packed ring may have one that was not there at [`Ring::begin`].
+    fn has_next(&self) -> bool;
+
     /// Takes the next chain: its buffers are appended to `readable` and `writable`. Returns what to
     /// complete it with, or `None` if all have been taken.
     ///
@@ -212,39 +217,22 @@ pub trait Ring {
         writable: &mut Scatter,
     ) -> Result<Option<Chain>, Fault>;
 
-    /// As [`Ring::fetch`], for most of what a driver posts: takes the next chain if it is one place in one piece of
-    /// `memory`, for the device to access as `access` says, of no less than `len` octets. Otherwise it stays, and
-    /// [`Ring::fetch`] tells what it is.
-    fn fetch_place<'m>(
+    /// For most of what a driver posts: takes and completes the next chains, `count` at most, as long as each is one place in
+    /// one piece of `memory`, for the device to access as `access` says, and `each` uses it. Returns how many. What was taken
+    /// before has to be complete.
+    ///
+    /// `each` returns how many octets it wrote, which are some if it was to write, or `None` if it does not want the
+    /// place: then the chain stays, as one of another kind does, and [`Ring::fetch`] tells what it is. It must not want an
+    /// empty one, which is the driver's fault. A packed ring also stops at its end.
+    fn use_places<'m>(
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        len: usize,
-    ) -> Option<(Chain, Place<'m>)>;
-
-    /// As many [`Ring::fetch_place`] as `places` has room for, each of no less than the next of `lens`. Returns how many there
-    /// were.
-    #[inline(always)] // on the way of each packet
-    fn fetch_places<'m>(
-        &mut self,
-        memory: &'m GuestMemory,
-        access: Access,
-        places: &mut [(Chain, Place<'m>)],
-        lens: impl Iterator<Item = usize>,
+        count: usize,
+        each: impl FnMut(Place<'m>) -> Option<u32>,
     ) -> usize
     where
-        Self: Sized,
-    {
-        let mut count = 0;
-        for (slot, len) in places.iter_mut().zip(lens) {
-            let Some(place) = self.fetch_place(memory, access, len) else {
-                break;
-            };
-            *slot = place;
-            count += 1;
-        }
-        count
-    }
+        Self: Sized;
 
     /// Where the next chain is taken from: an index, and for a packed ring the wrap counter in bit 15, as vhost-user has it.
     fn position(&self) -> u16;

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use nic_model::host::QueueIndex;
-use nic_model::moderation::{Coalesce, ModerationCounters};
+use nic_model::fault::HostFaults;
+use nic_model::host::{Direction, QueueIndex};
+use nic_model::moderation::{Coalesce, ModeStatus, ModerationCounters};
 use nic_model::queues::Queues;
 use nic_model::time::Nanos;
 use serde::Serialize;
@@ -28,6 +29,9 @@ pub struct Rings<'a> {
 /// The moderation of one virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ModerationStatus {
+    /// What sets them.
+    #[serde(flatten)]
+    pub mode: ModeStatus,
     /// The parameters in force.
     #[serde(flatten)]
     pub coalesce: Coalesce,
@@ -62,6 +66,8 @@ impl Rings<'_> {
     /// Lets packets pass on virtqueue `index`, or not.
     pub fn enable(&mut self, index: usize, enabled: bool) {
         if self.device.is_enabled(index) != enabled {
+            // The driver waits for what a fault has kept from it, and nothing else may come.
+            self.device.publish(index);
             self.restart_moderation(index);
         }
         self.device.enable(index, enabled);
@@ -99,8 +105,24 @@ impl Rings<'_> {
 
     /// Resets what a driver set up (VIRTIO 1.3, 2.4): queues, features, moderation. Counters stay.
     pub fn reset(&mut self) {
+        for index in 0..self.device.queues() {
+            self.forget_held(index);
+        }
         self.device.reset();
         self.queues.moderator.reset();
+    }
+
+    /// From `now` on `faults` go wrong, by chance as `seed` says, instead of what did before.
+    pub fn set_faults(&mut self, faults: HostFaults, seed: u64, now: Nanos) {
+        self.queues.set_faults(faults, seed, now, self.device);
+        self.device.set_faults(faults, seed);
+    }
+
+    /// What a driver has yet to be shown of virtqueue `index` is no more of interest, or shown when the queue is torn down.
+    fn forget_held(&mut self, index: usize) {
+        if let Some((queue, direction)) = self.device.half(index) {
+            self.queues.forget_held(queue, direction);
+        }
     }
 
     /// Virtqueue `index` is disabled, or enabled again: no packet of before waits to be told, and its parameters are those
@@ -109,11 +131,12 @@ impl Rings<'_> {
         if let Some((queue, direction)) = self.device.half(index) {
             self.queues.moderator.restart(queue, direction);
         }
+        self.forget_held(index);
     }
 
-    /// Asks the driver to kick where something may come that is waited for: packets unless `tx_wanted` says that they have
-    /// to wait, buffers only while frames wait for them. Returns true if something has come already.
-    pub fn idle(&mut self, now: Nanos, tx_wanted: bool) -> bool {
+    /// Asks the driver to kick where something may come that is waited for: packets of the queues that `tx_wanted` says,
+    /// buffers only while frames wait for them. Returns true if something has come already.
+    pub fn idle(&mut self, now: Nanos, tx_wanted: impl Fn(QueueIndex) -> bool) -> bool {
         let mut ready = false;
         for pair in 0..self.queues.pairs() {
             let rx = 2 * usize::from(pair);
@@ -121,9 +144,11 @@ impl Rings<'_> {
                 // Without MQ, it stands where the second pair would.
                 continue;
             }
-            let starved = self.queues.starved(now, QueueIndex(pair));
+            let queue = QueueIndex(pair);
+            let starved = self.queues.starved(now, queue);
             ready |= self.device.want_kicks(rx, starved);
-            ready |= self.device.want_kicks(rx + 1, tx_wanted);
+            let stalled = self.queues.is_stalled(queue, Direction::Transmit, now);
+            ready |= self.device.want_kicks(rx + 1, tx_wanted(queue) && !stalled);
         }
         if let Some(control) = self.device.control_queue() {
             ready |= self.device.want_kicks(control, true);
@@ -146,6 +171,7 @@ pub fn moderation(queues: &Queues, device: &VirtioNet) -> Vec<Option<ModerationS
         let (queue, direction) = device.half(index)?;
         let moderation = queues.moderator.of(queue, direction);
         Some(ModerationStatus {
+            mode: moderation.mode(),
             coalesce: moderation.coalesce(),
             counters: moderation.counters(),
         })

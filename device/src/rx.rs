@@ -91,16 +91,36 @@ fn by_header<R: Ring>(
     if ring.begin()? == 0 {
         return Ok(());
     }
+    if dma.liar.is_some() {
+        return lie(ring, dma, features, frames, drops, tally);
+    }
     match features.header_len() {
-        USUAL_HEADER => burst::<R, USUAL_HEADER>(ring, dma, features, frames, drops, tally),
-        MAX_HEADER => burst::<R, MAX_HEADER>(ring, dma, features, frames, drops, tally),
-        _ => burst::<R, LEGACY_HEADER>(ring, dma, features, frames, drops, tally),
+        USUAL_HEADER => burst::<R, USUAL_HEADER, false>(ring, dma, features, frames, drops, tally),
+        MAX_HEADER => burst::<R, MAX_HEADER, false>(ring, dma, features, frames, drops, tally),
+        _ => burst::<R, LEGACY_HEADER, false>(ring, dma, features, frames, drops, tally),
     }
 }
 
-/// [`deliver`] on one kind of ring behind headers of `HEADER` octets.
+/// [`burst`] where the driver is told what is not so: each frame goes the longer way.
+#[cold]
+fn lie<R: Ring>(
+    ring: &mut R,
+    dma: &mut Dma,
+    features: Features,
+    frames: &[Frame],
+    drops: &mut Drops,
+    tally: &mut Tally<'_>,
+) -> Result<(), Fault> {
+    let result = burst::<R, MAX_HEADER, true>(ring, dma, features, frames, drops, tally);
+    if let Some(liar) = &dma.liar {
+        tally.counters.lies = liar.counts;
+    }
+    result
+}
+
+/// [`deliver`] on one kind of ring behind headers of `HEADER` octets, `LYING` or not.
 #[inline]
-fn burst<R: Ring, const HEADER: usize>(
+fn burst<R: Ring, const HEADER: usize, const LYING: bool>(
     ring: &mut R,
     dma: &mut Dma,
     features: Features,
@@ -110,7 +130,10 @@ fn burst<R: Ring, const HEADER: usize>(
 ) -> Result<(), Fault> {
     let mut frames = frames;
     loop {
-        let done = places::<R, HEADER>(ring, &dma.memory, features, frames, tally);
+        let done = match LYING {
+            false => places::<R, HEADER>(ring, &dma.memory, features, frames, tally),
+            true => 0,
+        };
         let Some((frame, rest)) = frames[done..].split_first() else {
             return Ok(());
         };
@@ -124,7 +147,7 @@ fn burst<R: Ring, const HEADER: usize>(
         }
         // The next frame or buffer is not as most are, or there is none.
         let start = ring.position();
-        let gathered = gather(ring, dma, features, frame);
+        let gathered = gather::<R, LYING>(ring, dma, features, frame);
         match gathered.inspect_err(|_| ring.rewind(start))? {
             Outcome::Delivered => tally.count(frame),
             Outcome::TooSmall => {
@@ -153,21 +176,18 @@ fn places<R: Ring, const HEADER: usize>(
     };
     let (mut octets, mut unverified) = (0, 0);
     let mut left = frames.iter();
-    while let Some(frame) = left.as_slice().first() {
+    let count = ring.use_places(memory, Access::Write, frames.len(), |place| {
+        let frame = left.as_slice().first()?;
         let flags = match frame.checksum {
             Checksum::Valid => verdict,
-            Checksum::Partial { .. } => break,
+            Checksum::Partial { .. } => return None,
             _ => 0,
-        };
-        let len = HEADER + frame.len();
-        let Some((chain, place)) = ring.fetch_place(memory, Access::Write, len) else {
-            break;
         };
         let header = header::plain(flags, frame.hash, frame.hash_report);
         let header = header.first_chunk::<HEADER>().expect("none is longer");
-        let whole = place.write(header, frame.bytes());
-        debug_assert!(whole, "a place that is long enough");
-        ring.complete(chain, len as u32);
+        if !place.write(header, frame.bytes()) {
+            return None;
+        }
         match frame.checksum {
             Checksum::Valid => {}
             Checksum::Unknown => unverified += 1,
@@ -175,8 +195,8 @@ fn places<R: Ring, const HEADER: usize>(
         }
         octets += frame.len();
         left.next();
-    }
-    let count = frames.len() - left.len();
+        Some((HEADER + frame.len()) as u32)
+    });
     tally.delivered += count;
     tally.octets += octets;
     tally.counters.checksum_none += unverified;
@@ -185,7 +205,7 @@ fn places<R: Ring, const HEADER: usize>(
 
 /// Delivers `frame` into whatever the next chain is, if there are buffers for it.
 #[inline(never)] // so that the way of most packets is short
-fn gather<R: Ring>(
+fn gather<R: Ring, const LYING: bool>(
     ring: &mut R,
     dma: &mut Dma,
     features: Features,
@@ -199,18 +219,18 @@ fn gather<R: Ring>(
         return Ok(Outcome::NoBuffers);
     };
     if room >= needed {
-        write(dma, features, frame, 1);
-        ring.complete(chain, needed as u32);
+        write::<LYING>(dma, features, frame, 1);
+        complete::<R, LYING>(ring, dma, chain, needed as u32);
         return Ok(Outcome::Delivered);
     }
     dma.chains.clear();
     dma.chains.push((chain, room));
-    merge(ring, dma, features, frame, start)
+    merge::<R, LYING>(ring, dma, features, frame, start)
 }
 
 /// Delivers `frame` into as many chains as it takes; the first is in `dma.chains`, taken at `start`.
 #[cold]
-fn merge<R: Ring>(
+fn merge<R: Ring, const LYING: bool>(
     ring: &mut R,
     dma: &mut Dma,
     features: Features,
@@ -233,11 +253,12 @@ fn merge<R: Ring>(
         };
         dma.chains.push(next);
     }
-    write(dma, features, frame, dma.chains.len() as u16);
-    for &(chain, room) in &dma.chains {
+    write::<LYING>(dma, features, frame, dma.chains.len() as u16);
+    for at in 0..dma.chains.len() {
+        let (chain, room) = dma.chains[at];
         let here = left.min(room);
         left -= here;
-        ring.complete(chain, here as u32);
+        complete::<R, LYING>(ring, dma, chain, here as u32);
     }
     Ok(Outcome::Delivered)
 }
@@ -258,10 +279,22 @@ fn fetch<R: Ring>(ring: &mut R, dma: &mut Dma) -> Result<Option<(Chain, u64)>, F
     Ok(Some((chain, room)))
 }
 
+/// Completes `chain`, to which `len` octets were written.
+#[inline(always)] // mostly it is the ring's
+fn complete<R: Ring, const LYING: bool>(ring: &mut R, dma: &mut Dma, chain: Chain, len: u32) {
+    match &mut dma.liar {
+        Some(liar) if LYING => liar.complete(ring, chain, len),
+        _ => ring.complete(chain, len),
+    }
+}
+
 /// Writes header and frame into `dma.writable`.
 #[inline]
-fn write(dma: &Dma, features: Features, frame: &Frame, num_buffers: u16) {
-    let header = NetHeader::received(frame, num_buffers, features);
+fn write<const LYING: bool>(dma: &mut Dma, features: Features, frame: &Frame, num_buffers: u16) {
+    let mut header = NetHeader::received(frame, num_buffers, features);
+    if LYING && let Some(liar) = &mut dma.liar {
+        liar.header(&mut header, frame.len());
+    }
     let mut cursor = dma.writable.cursor();
     cursor.write(&header.as_bytes()[..features.header_len()]);
     cursor.write(frame.bytes());

@@ -227,6 +227,20 @@ impl SplitRing {
         }
     }
 
+    /// Writes entry `index` of the used ring.
+    #[inline(always)] // on the way of each packet, and small
+    fn write_used(&self, index: Wrapping<u16>, head: u16, len: u32) {
+        let slot = RING_HEADER + 4 * self.slot(index);
+        debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.rings.size));
+        // SAFETY: `new` made sure that the used ring is mapped and aligned to 4; `slot` is an entry of it.
+        // The driver does not look at it before `publish`.
+        unsafe {
+            let element = self.rings.used.add(slot).cast::<u32>();
+            element.write_volatile(u32::from(head).to_le());
+            element.add(1).write_volatile(len.to_le());
+        }
+    }
+
     /// Takes the chain that starts at `head`; most have one descriptor.
     #[inline(always)] // on the way of each packet, and small
     fn take(&self, head: u16, readable: &mut Scatter, writable: &mut Scatter) -> Result<(), Fault> {
@@ -350,6 +364,11 @@ impl Ring for SplitRing {
         Ok(available)
     }
 
+    #[inline]
+    fn has_next(&self) -> bool {
+        self.next_available != self.available_index
+    }
+
     #[inline(always)] // on the way of each packet, and small
     fn fetch(
         &mut self,
@@ -369,32 +388,41 @@ impl Ring for SplitRing {
         Ok(Some(Chain::new(head)))
     }
 
-    #[inline(always)] // on the way of each packet, and small
-    fn fetch_place<'m>(
+    #[inline(always)] // on the way of each packet
+    fn use_places<'m>(
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        len: usize,
-    ) -> Option<(Chain, Place<'m>)> {
-        if self.next_available == self.available_index {
-            return None;
-        }
-        let slot = RING_HEADER + self.slot(self.next_available);
-        let head = self.rings.available_word(slot).get();
-        if head >= self.rings.size {
-            return None;
-        }
-        let (addr, room, flags) = self.fields(head);
+        count: usize,
+        mut each: impl FnMut(Place<'m>) -> Option<u32>,
+    ) -> usize {
         let wanted = match access {
             Access::Read => 0,
             Access::Write => WRITE,
         };
-        if flags != wanted || (room as usize) < len {
-            return None;
+        let (first_available, first_used) = (self.next_available, self.next_used);
+        let available = (self.available_index - first_available).0;
+        let count = count.min(available.into()) as u16;
+        let mut done = Wrapping(0);
+        while done.0 < count {
+            let slot = RING_HEADER + self.slot(first_available + done);
+            let head = self.rings.available_word(slot).get();
+            if head >= self.rings.size {
+                break;
+            }
+            let (addr, room, flags) = self.fields(head);
+            if flags != wanted {
+                break;
+            }
+            let Some(written) = Place::new(memory, addr, room).and_then(&mut each) else {
+                break;
+            };
+            self.write_used(first_used + done, head, written);
+            done += 1;
         }
-        let place = Place::new(memory, addr, room)?;
-        self.next_available += 1;
-        Some((Chain::new(head), place))
+        self.next_available = first_available + done;
+        self.next_used = first_used + done;
+        done.0.into()
     }
 
     #[inline]
@@ -412,15 +440,7 @@ impl Ring for SplitRing {
 
     #[inline]
     fn complete(&mut self, chain: Chain, len: u32) {
-        let slot = RING_HEADER + 4 * self.slot(self.next_used);
-        debug_assert!(slot + 4 <= RING_HEADER + 4 * usize::from(self.rings.size));
-        // SAFETY: `new` made sure that the used ring is mapped and aligned to 4; `slot` is an entry of it.
-        // The driver does not look at it before `publish`.
-        unsafe {
-            let element = self.rings.used.add(slot).cast::<u32>();
-            element.write_volatile(u32::from(chain.id).to_le());
-            element.add(1).write_volatile(len.to_le());
-        }
+        self.write_used(self.next_used, chain.id, len);
         self.next_used += 1;
     }
 

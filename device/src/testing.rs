@@ -557,8 +557,17 @@ impl Bench {
 impl<D: Posts> Bench<D> {
     /// With rings that `driver` makes, each behind a guest address.
     pub(crate) fn of(features: Features, driver: impl Fn(&Guest, u64) -> D) -> Self {
+        Self::on(&PortConfig::default(), features, driver)
+    }
+
+    /// The same of a card as `config` says, of whose queue pairs only the first has rings.
+    pub(crate) fn on(
+        config: &PortConfig,
+        features: Features,
+        driver: impl Fn(&Guest, u64) -> D,
+    ) -> Self {
         let guest = Guest::new();
-        let mut nic = Nic::new(&PortConfig::default(), Features::supported(1));
+        let mut nic = Nic::new(config, Features::supported(1));
         nic.device.set_memory(Some(guest.memory.clone())).unwrap();
         nic.set_features(features).unwrap();
         let mut bench = Bench {
@@ -639,6 +648,7 @@ impl<D: Posts> Bench<D> {
         let (port, waiting) = (self.nic.counters(), self.nic.queues.frames());
         assert_eq!(port.receive_balance(waiting), 0, "{port:?}");
         assert_eq!(port.transmit_balance(0), 0, "{port:?}");
+        assert!(port.statistics_agree(), "{port:?}");
         assert_eq!(self.nic.port.pool.lent(), waiting, "a frame was lost");
         let counters = self.nic.device.counters();
         let rx = &counters[RX];

@@ -3,20 +3,20 @@
 //! A packet is copied as a whole when it is fetched; its buffers are the driver's again as soon as the burst is
 //! published. What it asks for is checked in the copy of its header.
 
-use std::iter::repeat;
-
+use arrayvec::ArrayVec;
 use nic_model::counters::{Drop, Drops};
 use nic_model::frame::{Frame, Pool};
+use nic_model::host::Fetched;
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
 use crate::header::{LEGACY_HEADER, MAX_HEADER, NetHeader, USUAL_HEADER};
 use crate::memory::{Access, GuestMemory, Place, Scatter};
-use crate::ring::{Chain, Fault, Ring};
+use crate::ring::{Fault, Ring};
 use crate::virtio_net::{Dma, Virtqueue};
 use crate::vring::Vring;
 
-/// Reads up to `budget` packets into `frames`, and tells how many, those dropped included. The caller publishes.
+/// Reads up to `budget` packets into `frames`, and tells how many, those dropped included, and whether more wait. The caller publishes.
 ///
 /// # Errors
 /// The driver broke the ring. What was read before counts.
@@ -28,8 +28,26 @@ pub(crate) fn fetch(
     pool: &mut Pool,
     frames: &mut Vec<Frame>,
     drops: &mut Drops,
-) -> (usize, Result<(), Fault>) {
+) -> (Fetched, Result<(), Fault>) {
+    let available = match &mut queue.ring {
+        Vring::Split(ring) => ring.begin(),
+        Vring::Packed(ring) => ring.begin(),
+    };
+    let available = match available {
+        Ok(available) => usize::from(available),
+        Err(fault) => return (Fetched::default(), Err(fault)),
+    };
+    // Most queues have nothing most of the time, and that is to be cheap.
+    let budget = budget.min(available);
+    if budget == 0 {
+        let fetched = Fetched {
+            frames: 0,
+            more: available > 0,
+        };
+        return (fetched, Ok(()));
+    }
     let dma = &mut queue.dma;
+    let before = frames.len();
     let mut engine = Engine {
         enabled: queue.enabled,
         features,
@@ -43,9 +61,16 @@ pub(crate) fn fetch(
         Vring::Packed(ring) => engine.by_header(ring, dma, budget),
     };
     let tally = engine.tally;
-    queue.counters.packets += tally.passed as u64;
+    if let Some(liar) = &dma.liar {
+        queue.counters.lies = liar.counts;
+    }
+    queue.counters.packets += (frames.len() - before) as u64;
     queue.counters.bytes += tally.octets as u64;
-    (tally.read, result)
+    let fetched = Fetched {
+        frames: tally.read,
+        more: tally.more,
+    };
+    (fetched, result)
 }
 
 mod super_frame;
@@ -65,12 +90,12 @@ const ENOUGH_SEGMENTS: usize = 2048;
 struct Tally {
     /// Packets read.
     read: usize,
-    /// Of those, packets passed on.
-    passed: usize,
     /// In the packets passed on.
     octets: usize,
     /// That super-frames are to be cut into.
     segments: usize,
+    /// Whether the ring has more.
+    more: bool,
 }
 
 /// The DMA engine at work on one burst.
@@ -92,21 +117,25 @@ impl Engine<'_> {
         dma: &mut Dma,
         budget: usize,
     ) -> Result<(), Fault> {
-        let available = ring.begin()?;
-        let budget = budget.min(available.into());
-        if budget == 0 {
-            return Ok(());
+        if dma.liar.is_some() {
+            return self.lie(ring, dma, budget);
         }
         match self.features.header_len() {
-            USUAL_HEADER => self.burst::<R, USUAL_HEADER>(ring, dma, budget),
-            MAX_HEADER => self.burst::<R, MAX_HEADER>(ring, dma, budget),
-            _ => self.burst::<R, LEGACY_HEADER>(ring, dma, budget),
+            USUAL_HEADER => self.burst::<R, USUAL_HEADER, false>(ring, dma, budget),
+            MAX_HEADER => self.burst::<R, MAX_HEADER, false>(ring, dma, budget),
+            _ => self.burst::<R, LEGACY_HEADER, false>(ring, dma, budget),
         }
     }
 
-    /// Reads up to `budget` packets behind headers of `HEADER` octets.
+    /// [`Engine::burst`] where the driver is told what is not so: each packet goes the longer way.
+    #[cold]
+    fn lie<R: Ring>(&mut self, ring: &mut R, dma: &mut Dma, budget: usize) -> Result<(), Fault> {
+        self.burst::<R, MAX_HEADER, true>(ring, dma, budget)
+    }
+
+    /// Reads up to `budget` packets behind headers of `HEADER` octets, `LYING` or not.
     #[inline]
-    fn burst<R: Ring, const HEADER: usize>(
+    fn burst<R: Ring, const HEADER: usize, const LYING: bool>(
         &mut self,
         ring: &mut R,
         dma: &mut Dma,
@@ -115,6 +144,7 @@ impl Engine<'_> {
         while self.tally.read < budget
             && self.tally.octets < ENOUGH
             && self.tally.segments < ENOUGH_SEGMENTS
+            && ring.has_next()
         {
             // Each may be a super-frame.
             let asked = (budget - self.tally.read).min(AHEAD);
@@ -122,14 +152,16 @@ impl Engine<'_> {
             if asked == 0 {
                 break;
             }
-            if self.enabled && self.places::<R, HEADER>(ring, &dma.memory, asked) == asked {
+            if !LYING && self.enabled && self.places::<R, HEADER>(ring, &dma.memory, asked) == asked
+            {
                 continue;
             }
             // The next one is not as most are, or there is none.
-            if !self.gather(ring, dma)? {
+            if !self.gather::<R, LYING>(ring, dma)? {
                 break;
             }
         }
+        self.tally.more = ring.has_next();
         Ok(())
     }
 
@@ -142,30 +174,36 @@ impl Engine<'_> {
         memory: &GuestMemory,
         asked: usize,
     ) -> usize {
-        let mut places = [(Chain::new(0), Place::EMPTY); AHEAD];
-        let asked = &mut places[..asked.min(AHEAD)];
-        let count = ring.fetch_places(memory, Access::Read, asked, repeat(HEADER));
-        for (_, place) in &places[..count] {
+        let mut places = ArrayVec::<Place<'_>, AHEAD>::new();
+        let count = ring.use_places(memory, Access::Read, asked, |place| {
+            if place.len() < HEADER {
+                return None;
+            }
+            places.try_push(place).ok()?;
             place.prefetch();
-        }
-        for (chain, mut place) in places.into_iter().take(count) {
-            ring.complete(chain, 0);
-            let mut header = [0; HEADER];
-            let whole = place.read(&mut header);
+            Some(0)
+        });
+        let mut octets = 0;
+        for &place in &places {
             let mut frame = self.pool.take();
-            let len = place.len();
-            let copied = if !whole {
-                Err(Drop::TxUndersize)
-            } else if let Some(room) = frame.buffer_mut().get_mut(..len)
-                && place.read(room)
-            {
-                frame.set_len(len);
-                self.offloads(&header, &mut frame)
-            } else {
-                self.copy_super(&header, len, &mut frame, |room| place.read(room))
+            let copied = match place.split::<HEADER>() {
+                None => Err(Drop::TxUndersize),
+                Some((header, body)) => {
+                    let len = body.len();
+                    if let Some(room) = frame.buffer_mut().get_mut(..len)
+                        && body.read(room)
+                    {
+                        frame.set_len(len);
+                        self.offloads(&header, &mut frame)
+                    } else {
+                        self.copy_super(&header, len, &mut frame, |room| body.read(room))
+                    }
+                }
             };
-            self.pass(frame, copied);
+            octets += self.pass(frame, copied);
         }
+        self.tally.read += count;
+        self.tally.octets += octets;
         count
     }
 
@@ -184,26 +222,30 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Passes `frame` on if it was `copied`.
+    /// Passes `frame` on if it was `copied`. Returns its octets if so.
     #[inline(always)] // on the way of each packet
-    fn pass(&mut self, frame: Frame, copied: Result<(), Drop>) {
-        self.tally.read += 1;
+    fn pass(&mut self, frame: Frame, copied: Result<(), Drop>) -> usize {
         match copied {
             Ok(()) => {
-                self.tally.passed += 1;
-                self.tally.octets += frame.len();
+                let octets = frame.len();
                 self.frames.push(frame);
+                octets
             }
             Err(reason) => {
                 self.drops.count(reason);
                 self.pool.give(frame);
+                0
             }
         }
     }
 
     /// Reads the next packet, in as many pieces as it is. Returns false if there is none.
     #[inline(never)] // so that the way of most packets is short
-    fn gather<R: Ring>(&mut self, ring: &mut R, dma: &mut Dma) -> Result<bool, Fault> {
+    fn gather<R: Ring, const LYING: bool>(
+        &mut self,
+        ring: &mut R,
+        dma: &mut Dma,
+    ) -> Result<bool, Fault> {
         dma.readable.clear();
         dma.writable.clear();
         let fetched = ring.fetch(&mut dma.readable, &mut dma.writable)?;
@@ -216,8 +258,12 @@ impl Engine<'_> {
         } else {
             Err(Drop::TxQueueDisabled)
         };
-        self.pass(frame, copied);
-        ring.complete(chain, 0);
+        self.tally.octets += self.pass(frame, copied);
+        self.tally.read += 1;
+        match &mut dma.liar {
+            Some(liar) if LYING => liar.complete(ring, chain, 0),
+            _ => ring.complete(chain, 0),
+        }
         Ok(true)
     }
 

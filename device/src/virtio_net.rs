@@ -3,159 +3,28 @@
 //! Virtqueues are numbered as in VIRTIO 1.3, 5.1.2: receive and transmit of each pair in turn, then the
 //! control queue. Each may be set up, stopped and set up again at any time, on its own.
 
+mod set_up;
+mod virtqueue;
+
 use std::cell::Cell;
-use std::fmt;
 use std::sync::Arc;
 
-use log::{info, warn};
-use nic_model::counters::{Drops, GsoCounters};
-use nic_model::frame::{Checksum, Frame, Pool};
-use nic_model::host::{Direction, Host, QueueIndex};
-use serde::Serialize;
+use nic_model::chance::Chance;
+use nic_model::counters::Drops;
+use nic_model::fault::{HostFaults, LOST, Lies};
+use nic_model::frame::{Frame, Pool};
+use nic_model::host::{self, Direction, Fetched, Host, QueueIndex};
 
 use crate::features::Features;
-use crate::interrupt::Interrupt;
-use crate::memory::{GuestMemory, Scatter};
-use crate::ring::{BadRing, Chain, Fault, Layout, RingState};
-use crate::rx::Cutter;
-use crate::vring::Vring;
+use crate::interrupt::{Interrupt, Lossy};
+use crate::liar::Liar;
+use crate::memory::GuestMemory;
+use crate::ring::{Fault, RingState};
 use crate::{rx, tx};
 
-/// Counts of one virtqueue; they go on when the queue is set up again.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct VirtqueueCounters {
-    /// Packets moved.
-    pub packets: u64,
-    /// Octets of those, without headers and check sequences.
-    pub bytes: u64,
-    /// Received packets whose TCP or UDP checksum is left to the driver's host to compute.
-    pub checksum_partial: u64,
-    /// Received packets without a checksum that the card knows.
-    pub checksum_none: u64,
-    /// Received packets whose TCP or UDP checksum is wrong.
-    pub checksum_bad: u64,
-    /// Super-frames that the driver received whole.
-    pub gso: GsoCounters,
-    /// Received packets that were cut from super-frames, beyond one each.
-    pub segments_made: u64,
-    /// Times that a kick woke the worker; while it is awake it needs none.
-    pub kicks: u64,
-    /// Interrupts raised.
-    pub interrupts_sent: u64,
-    /// Interrupts not raised, since the driver asked not to be, or gave nothing to be interrupted with.
-    pub interrupts_suppressed: u64,
-    /// Interrupts that could not be raised: the front-end's call descriptor is broken.
-    pub interrupts_failed: u64,
-    /// Times that the driver broke the ring, and the queue stopped.
-    pub faults: u64,
-    /// What it did the last time.
-    pub last_fault: Option<String>,
-}
-
-impl VirtqueueCounters {
-    /// Received packets whose TCP or UDP checksum was found right: the rest, most of them.
-    #[must_use]
-    pub fn checksum_valid(&self) -> u64 {
-        self.packets - self.checksum_partial - self.checksum_none - self.checksum_bad
-    }
-
-    /// Counts what is known of the checksum of a frame that was delivered as it is, if it was not found right.
-    #[cold]
-    pub(crate) fn count_checksum(&mut self, frame: &Frame) {
-        match frame.checksum {
-            Checksum::Valid => {}
-            Checksum::Partial { .. } => {
-                self.checksum_partial += 1;
-                if frame.is_super() {
-                    self.gso.count(frame);
-                }
-            }
-            Checksum::Unknown => self.checksum_none += 1,
-            Checksum::Bad => self.checksum_bad += 1,
-        }
-    }
-}
-
-/// What the DMA engine of a virtqueue works with.
-pub(crate) struct Dma {
-    /// The guest's memory.
-    pub(crate) memory: Arc<GuestMemory>,
-    /// The chain at hand: what the device may read, and what it may write.
-    pub(crate) readable: Scatter,
-    pub(crate) writable: Scatter,
-    /// Chains that one received packet spans, each with its octets.
-    pub(crate) chains: Vec<(Chain, u64)>,
-    /// For received packets that the driver does not take as they are.
-    pub(crate) cutter: Cutter,
-}
-
-/// A virtqueue that is set up.
-pub(crate) struct Virtqueue {
-    pub(crate) ring: Vring,
-    pub(crate) dma: Dma,
-    /// Whether the front-end lets packets pass.
-    pub(crate) enabled: bool,
-    pub(crate) counters: VirtqueueCounters,
-    /// Whether the driver broke the ring.
-    broken: bool,
-    layout: Layout,
-    interrupt: Option<Box<dyn Interrupt>>,
-    error: Option<Box<dyn Interrupt>>,
-}
-
-impl fmt::Debug for Virtqueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Virtqueue")
-            .field("layout", &self.layout)
-            .field("enabled", &self.enabled)
-            .field("broken", &self.broken)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Virtqueue {
-    fn raise(&mut self) {
-        if !self.ring.ring_mut().needs_interrupt() {
-            self.counters.interrupts_suppressed += 1;
-            return;
-        }
-        match self.interrupt.as_mut().map(|line| line.raise()) {
-            Some(Ok(())) => self.counters.interrupts_sent += 1,
-            Some(Err(_)) => self.counters.interrupts_failed += 1,
-            None => self.counters.interrupts_suppressed += 1,
-        }
-    }
-
-    /// Stops the queue: the driver broke it.
-    fn stop(&mut self, index: usize, fault: Fault) {
-        warn!("queue {index} stopped, the driver broke it: {fault}");
-        self.broken = true;
-        self.counters.faults += 1;
-        self.counters.last_fault = Some(fault.name());
-        if let Some(error) = &mut self.error {
-            // Nobody else is there to be told.
-            let _ = error.raise();
-        }
-    }
-
-    /// Whether packets may pass.
-    fn runs(&self) -> bool {
-        self.enabled && !self.broken
-    }
-}
-
-/// What it takes to set a virtqueue up.
-#[derive(Default)]
-pub struct QueueSetup {
-    /// Where its ring is.
-    pub layout: Layout,
-    /// Whether packets may pass.
-    pub enabled: bool,
-    /// Interrupts the driver; without one, the driver polls.
-    pub interrupt: Option<Box<dyn Interrupt>>,
-    /// Tells the front-end that the driver broke the ring.
-    pub error: Option<Box<dyn Interrupt>>,
-}
+pub use set_up::QueueSetup;
+pub use virtqueue::VirtqueueCounters;
+pub(crate) use virtqueue::{Dma, Virtqueue};
 
 /// The device with its virtqueues.
 #[derive(Debug)]
@@ -171,6 +40,13 @@ pub struct VirtioNet {
     lost: Vec<Option<u16>>,
     /// The counters of queues that are not set up.
     counters: Vec<VirtqueueCounters>,
+    /// What loses interrupts of each virtqueue, on purpose; mostly nothing does.
+    lossy: Vec<Option<Lossy>>,
+    /// What drivers are to be told that is not so, and the seed; and those that do so for queues that are not set up now.
+    lies: (Lies, u64),
+    liars: Vec<Option<Box<Liar>>>,
+    /// Whether what was received is shown only when [`Host::complete_rx`] says so.
+    shows_later: bool,
 }
 
 impl VirtioNet {
@@ -187,7 +63,50 @@ impl VirtioNet {
             queues: (0..queues).map(|_| None).collect(),
             lost: vec![None; queues],
             counters: vec![VirtqueueCounters::default(); queues],
+            lossy: Vec::new(),
+            lies: Default::default(),
+            liars: (0..queues).map(|_| None).collect(),
+            shows_later: false,
         }
+    }
+
+    /// From now on loses interrupts for packets as `faults` say, by chance as `seed` says, and leaves it to the queues to say
+    /// when the driver is shown what it received.
+    pub(crate) fn set_faults(&mut self, faults: HostFaults, seed: u64) {
+        self.shows_later = !faults.receive.slow_used.is_zero();
+        let lossy = |index: usize| {
+            let direction = match index % 2 {
+                0 => Direction::Receive,
+                _ => Direction::Transmit,
+            };
+            let probability = faults.of(direction).lost_interrupts;
+            let chance = || Chance::new(probability, seed, LOST + index as u64);
+            (probability > 0.0).then(|| Lossy::new(chance()))
+        };
+        self.lossy = (0..self.queues.len()).map(lossy).collect();
+        if self.lossy.iter().all(Option::is_none) {
+            self.lossy.clear();
+        }
+        self.lies = (faults.lies, seed);
+        for index in 0..self.queues.len() {
+            self.liars[index] = None;
+            if self.is_set_up(index) {
+                let liar = self.liar(index);
+                self.each(index, |queue| queue.dma.liar = liar);
+            }
+        }
+    }
+
+    /// Who lies for virtqueue `index`, if somebody is to: the one that did before, if it is still what it was.
+    fn liar(&mut self, index: usize) -> Option<Box<Liar>> {
+        let half = self.half(index).map(|(_, direction)| direction);
+        let before = self.liars[index].take();
+        before.filter(|liar| liar.is_for(half)).or_else(|| {
+            let (lies, seed) = &self.lies;
+            let mut liar = Liar::new(lies, *seed, index, half)?;
+            liar.counts = self.counters_of(index).lies;
+            Some(liar)
+        })
     }
 
     /// What the device can do.
@@ -212,130 +131,6 @@ impl VirtioNet {
     #[must_use]
     pub fn control_queue(&self) -> Option<usize> {
         self.acked.control_queue(self.queue_pairs)
-    }
-
-    /// Takes what the driver accepted. Queues that run are set up again with it; what they hold stays.
-    ///
-    /// # Errors
-    /// A ring is not in guest memory any more as the new features need it; that queue is gone.
-    pub(crate) fn set_features(&mut self, acked: Features) -> Result<(), BadRing> {
-        if (self.acked ^ acked).intersects(Features::GUEST_OFFLOADS) {
-            self.switched_off.take();
-        }
-        self.acked = acked;
-        self.rebuild()
-    }
-
-    /// Replaces the guest's memory. Queues that run go on in the new one.
-    ///
-    /// # Errors
-    /// A ring is not in the new memory; that queue is gone.
-    pub fn set_memory(&mut self, memory: Option<Arc<GuestMemory>>) -> Result<(), BadRing> {
-        self.memory = memory;
-        self.rebuild()
-    }
-
-    fn rebuild(&mut self) -> Result<(), BadRing> {
-        let mut result = Ok(());
-        for index in 0..self.queues.len() {
-            if let Some(queue) = self.take(index) {
-                let layout = Layout {
-                    base: queue.ring.base().or(queue.layout.base),
-                    ..queue.layout
-                };
-                let setup = QueueSetup {
-                    layout,
-                    enabled: queue.enabled,
-                    interrupt: queue.interrupt,
-                    error: queue.error,
-                };
-                let cutter = queue.dma.cutter;
-                let rebuilt = self.set_up(index, setup).map(drop);
-                // What of a super-frame was delivered is not delivered again.
-                self.each(index, |queue| queue.dma.cutter = cutter);
-                if let (Ok(()), true) = (&rebuilt, queue.broken) {
-                    // A new mapping does not mend what the driver did.
-                    self.each(index, |queue| queue.broken = true);
-                }
-                result = result.and(rebuilt);
-            }
-        }
-        result
-    }
-
-    /// Sets virtqueue `index` up, whether it was or not, and interrupts the driver: it may have missed one
-    /// while nobody served the queue. Returns the index of the next chain that it takes.
-    ///
-    /// # Errors
-    /// The ring is not in guest memory.
-    ///
-    /// # Panics
-    /// If there is no such queue.
-    pub(crate) fn set_up(&mut self, index: usize, setup: QueueSetup) -> Result<u16, BadRing> {
-        let stood = self.take(index).and_then(|queue| queue.ring.base());
-        let stood = stood.or(self.lost[index].take());
-        let mut layout = setup.layout;
-        layout.base = layout.base.or(stood);
-        let (memory, ring) = match self.make_ring(&layout) {
-            Ok(made) => made,
-            Err(error) => {
-                self.lost[index] = layout.base;
-                return Err(error);
-            }
-        };
-        let size = usize::from(ring.ring().size());
-        let next = ring.ring().position();
-        info!("queue {index} set up: {size} descriptors, from {next}");
-        let mut queue = Virtqueue {
-            ring,
-            dma: Dma {
-                readable: Scatter::new(memory.clone(), size),
-                writable: Scatter::new(memory.clone(), size),
-                chains: Vec::with_capacity(size),
-                cutter: Cutter::default(),
-                memory,
-            },
-            enabled: setup.enabled,
-            counters: std::mem::take(&mut self.counters[index]),
-            broken: false,
-            layout,
-            interrupt: setup.interrupt,
-            error: setup.error,
-        };
-        if let Some(line) = &mut queue.interrupt {
-            // If it is broken, the first packet's interrupt will count it.
-            let _ = line.raise();
-        }
-        self.queues[index] = Some(queue);
-        Ok(next)
-    }
-
-    fn make_ring(&self, layout: &Layout) -> Result<(Arc<GuestMemory>, Vring), BadRing> {
-        let memory = self.memory.clone().ok_or(BadRing::Unmapped {
-            part: "descriptor table",
-            addr: layout.descriptors,
-            len: 16 * u64::from(layout.size),
-        })?;
-        let ring = Vring::new(memory.clone(), layout, self.acked)?;
-        Ok((memory, ring))
-    }
-
-    fn take(&mut self, index: usize) -> Option<Virtqueue> {
-        let mut queue = self.queues[index].take()?;
-        self.counters[index] = std::mem::take(&mut queue.counters);
-        Some(queue)
-    }
-
-    /// Stops virtqueue `index`: from now on nothing of it is touched. Returns the index of the next chain
-    /// that it would have taken.
-    pub(crate) fn tear_down(&mut self, index: usize) -> Option<u16> {
-        let lost = self.lost[index].take();
-        let Some(queue) = self.take(index) else {
-            return lost;
-        };
-        let next = queue.ring.ring().position();
-        info!("queue {index} stopped at {next}");
-        Some(next)
     }
 
     /// Whether virtqueue `index` is set up.
@@ -393,15 +188,6 @@ impl VirtioNet {
         self.each(index, |queue| queue.counters.kicks += 1);
     }
 
-    /// Stops all virtqueues and forgets what the driver accepted.
-    pub fn reset(&mut self) {
-        for index in 0..self.queues.len() {
-            self.tear_down(index);
-        }
-        self.acked = Features::empty();
-        self.switched_off.take();
-    }
-
     /// Delivers received frames as to a driver that did not accept `off`.
     pub fn switch_offloads_off(&self, off: Features) {
         self.switched_off.set(off);
@@ -436,10 +222,55 @@ impl VirtioNet {
         }
     }
 
+    /// Whether guest memory was taken away behind us, and queues run that have yet to hear of it. To be asked once a round, and before
+    /// whoever serves them sleeps.
+    #[inline]
+    #[must_use]
+    pub fn memory_is_gone(&self) -> bool {
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|memory| memory.is_cut()) && self.has_sound_queues()
+    }
+
+    #[cold]
+    fn has_sound_queues(&self) -> bool {
+        self.queues.iter().flatten().any(|queue| !queue.broken)
+    }
+
+    /// Stops all queues, for guest memory is gone, and has that told.
+    #[cold]
+    pub fn let_go_of_memory(&mut self) {
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if let Some(queue) = queue.as_mut().filter(|queue| !queue.broken) {
+                queue.stop(index, Fault::MemoryGone);
+            }
+        }
+    }
+
     /// Interrupts the driver of virtqueue `index` unless it asked not to be.
     #[inline]
     pub(crate) fn raise(&mut self, index: usize) {
-        self.each(index, Virtqueue::raise);
+        if self.lossy.is_empty() {
+            self.each(index, |queue| queue.raise(None));
+        } else {
+            self.raise_or_lose(index);
+        }
+    }
+
+    /// Shows the driver of virtqueue `index` all that has been used.
+    pub(crate) fn publish(&mut self, index: usize) {
+        if let Some(queue) = self.sound(index) {
+            queue.ring.ring_mut().publish();
+        }
+    }
+
+    /// [`VirtioNet::raise`], where interrupts for packets may be lost.
+    #[cold]
+    fn raise_or_lose(&mut self, index: usize) {
+        let is_for_packets = self.half(index).is_some();
+        if let Some(Some(queue)) = self.queues.get_mut(index) {
+            let lossy = self.lossy.get_mut(index).and_then(Option::as_mut);
+            queue.raise(lossy.filter(|_| is_for_packets));
+        }
     }
 
     /// Tells the driver of virtqueue `index` whether to kick. Returns true if there is something to do already.
@@ -498,14 +329,18 @@ impl Host for VirtioNet {
     fn deliver(&mut self, queue: QueueIndex, frames: &[Frame], drops: &mut Drops) -> usize {
         let index = virtqueue(queue, Direction::Receive);
         let features = self.acked - self.switched_off.get();
+        let shows_later = self.shows_later;
         let Some(queue) = self.sound(index) else {
             return 0;
         };
         let (taken, result) = rx::deliver(queue, features, frames, drops);
-        queue.ring.ring_mut().publish();
-        if queue.dma.cutter.take_untold() {
+        let untold = queue.dma.cutter.take_untold();
+        if !shows_later || untold || result.is_err() {
+            queue.ring.ring_mut().publish();
+        }
+        if untold {
             // Nothing counts as delivered yet, so no moderation would tell the driver to make room for the rest.
-            queue.raise();
+            self.raise(index);
         }
         self.judge(index, result);
         taken
@@ -518,15 +353,15 @@ impl Host for VirtioNet {
         pool: &mut Pool,
         frames: &mut Vec<Frame>,
         drops: &mut Drops,
-    ) -> usize {
+    ) -> Fetched {
         let index = virtqueue(queue, Direction::Transmit);
         let features = self.acked;
         let Some(queue) = self.sound(index) else {
-            return 0;
+            return Fetched::default();
         };
-        let (read, result) = tx::fetch(queue, features, budget, pool, frames, drops);
+        let (fetched, result) = tx::fetch(queue, features, budget, pool, frames, drops);
         self.judge(index, result);
-        read
+        fetched
     }
 
     fn complete_tx(&mut self, queue: QueueIndex) {
@@ -537,6 +372,23 @@ impl Host for VirtioNet {
 
     fn interrupt(&mut self, queue: QueueIndex, direction: Direction) {
         self.raise(virtqueue(queue, direction));
+    }
+
+    fn complete_rx(&mut self, queue: QueueIndex) {
+        self.publish(virtqueue(queue, Direction::Receive));
+    }
+
+    fn fault(&mut self, queue: QueueIndex, direction: Direction, fault: host::Fault) {
+        let index = virtqueue(queue, direction);
+        if Some(index) == self.control_queue() {
+            // Without MQ, it stands where the second pair would.
+            return;
+        }
+        self.each(index, |queue| match fault {
+            host::Fault::DmaStall => queue.counters.dma_stalls += 1,
+            host::Fault::SlowUsed => queue.counters.used_late += 1,
+            host::Fault::SpuriousInterrupt => queue.raise_for_nothing(),
+        });
     }
 }
 

@@ -7,6 +7,8 @@
 use std::vec::Drain;
 
 use crate::frame::{Contents, Frame};
+use crate::segment;
+use crate::time::Nanos;
 
 /// What is in the FIFO of one queue, as the port counts it: from the filter to the return of the buffer.
 ///
@@ -19,6 +21,8 @@ pub struct Occupancy {
     capacity: u32,
     pushed: u64,
     drained: u64,
+    /// Of those that were pushed, such as are in a super-frame with the one before them.
+    merged: u64,
 }
 
 impl Occupancy {
@@ -32,7 +36,14 @@ impl Occupancy {
             capacity: capacity.min(u32::MAX as usize / 2) as u32,
             pushed: 0,
             drained: 0,
+            merged: 0,
         }
+    }
+
+    /// The one that was pushed last is a super-frame that stands for `frames`.
+    pub fn count_super(&mut self, frames: usize) {
+        self.pushed += frames as u64 - 1;
+        self.merge(frames - 1);
     }
 
     /// Makes room for `frame`, whose [`octets`](Contents::octets) are known. Returns false if there is none.
@@ -43,10 +54,20 @@ impl Occupancy {
         if entered.wrapping_sub(self.left) > self.capacity {
             return false;
         }
+        self.enter(frame, entered);
+        true
+    }
+
+    /// Takes `frame`, for which there is room elsewhere ([`PacketBuffer`](crate::packet_buffer::PacketBuffer)).
+    pub fn push_beyond(&mut self, frame: &mut Contents) {
+        self.enter(frame, self.entered.wrapping_add(frame.octets));
+    }
+
+    #[inline]
+    fn enter(&mut self, frame: &mut Contents, entered: u32) {
         self.entered = entered;
         self.pushed += 1;
         frame.fifo_end = entered;
-        true
     }
 
     /// The oldest have left: `frames`, in order.
@@ -58,11 +79,29 @@ impl Occupancy {
         }
     }
 
+    /// `frames` of those that were pushed are in a super-frame with others now: they leave with it.
+    pub fn merge(&mut self, frames: usize) {
+        self.merged += frames as u64;
+    }
+
+    /// What left with `frames`, which were drained and of which some are super-frames.
+    #[cold]
+    pub fn drain_super(&mut self, frames: &[Frame]) {
+        let with = |frame: &Frame| segment::frames(frame) as u64 - 1;
+        self.drained += frames.iter().map(with).sum::<u64>();
+    }
+
     /// Octets that there is room for.
     #[must_use]
     #[inline]
     pub fn free(&self) -> usize {
-        self.capacity as usize - self.octets()
+        (self.capacity as usize).saturating_sub(self.octets())
+    }
+
+    /// Octets beyond those that there is room for here.
+    #[must_use]
+    pub fn beyond(&self) -> usize {
+        self.octets().saturating_sub(self.capacity as usize)
     }
 
     /// Octets in the FIFO.
@@ -71,14 +110,20 @@ impl Occupancy {
         self.entered.wrapping_sub(self.left) as usize
     }
 
-    /// Frames that have entered so far.
+    /// Frames that have entered so far; a super-frame as one.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.pushed - self.merged
+    }
+
+    /// Frames that have entered so far, each for itself.
     #[must_use]
     #[inline]
     pub fn pushed(&self) -> u64 {
         self.pushed
     }
 
-    /// Frames that have left so far.
+    /// Frames that have left so far, each for itself.
     #[must_use]
     #[inline]
     pub fn drained(&self) -> u64 {
@@ -93,6 +138,8 @@ pub struct Fifo {
     frames: Vec<Frame>,
     /// Whether the host had no buffer for the oldest frame when it was last asked.
     pub refused: bool,
+    /// How many of the oldest were counted as having found no buffer.
+    waited: usize,
 }
 
 impl Default for Fifo {
@@ -100,6 +147,7 @@ impl Default for Fifo {
         Fifo {
             frames: Vec::with_capacity(2 * crate::BURST),
             refused: false,
+            waited: 0,
         }
     }
 }
@@ -127,7 +175,19 @@ impl Fifo {
     /// Removes the `count` oldest frames.
     #[inline]
     pub fn drain(&mut self, count: usize) -> Drain<'_, Frame> {
+        self.waited = self.waited.saturating_sub(count);
         self.frames.drain(..count.min(self.frames.len()))
+    }
+
+    /// The host has no buffer for those that have arrived by `horizon`. Returns how many of them were not known to wait.
+    #[cold]
+    pub fn wait(&mut self, horizon: Nanos) -> u64 {
+        let arrived = self
+            .frames
+            .partition_point(|frame| frame.arrival <= horizon);
+        let more = arrived.saturating_sub(self.waited);
+        self.waited += more;
+        more as u64
     }
 
     /// Frames in the FIFO.

@@ -80,6 +80,31 @@ pub enum Destination {
     Broadcast,
 }
 
+impl Destination {
+    /// To whom a frame to `address` is sent.
+    #[must_use]
+    #[inline]
+    pub fn of(address: MacAddress) -> Self {
+        if !address.is_group() {
+            Destination::Unicast
+        } else if address == MacAddress::BROADCAST {
+            Destination::Broadcast
+        } else {
+            Destination::Multicast
+        }
+    }
+
+    /// To whom `frame` is sent; to one station if it has no whole address.
+    #[must_use]
+    #[inline]
+    pub fn of_frame(frame: &[u8]) -> Self {
+        let address = frame.first_chunk::<6>();
+        address.map_or(Destination::Unicast, |address| {
+            Self::of(MacAddress(*address))
+        })
+    }
+}
+
 /// The filter's switches and tables.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -187,13 +212,7 @@ impl Filter {
 
     /// Weighs the rules for frames to `destination`.
     fn weigh(&self, destination: MacAddress) -> Result<Destination, Drop> {
-        let kind = if !destination.is_group() {
-            Destination::Unicast
-        } else if destination == MacAddress::BROADCAST {
-            Destination::Broadcast
-        } else {
-            Destination::Multicast
-        };
+        let kind = Destination::of(destination);
         let wanted = match kind {
             Destination::Unicast => {
                 !self.no_unicast

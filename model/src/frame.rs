@@ -26,6 +26,9 @@ pub enum Fcs {
     Offloaded,
     /// The last four octets of the buffer; whoever receives the frame has to check them.
     Present,
+    /// The same, and the line carried half an octet more, which is not in the buffer (dribble bits: IEEE 802.3, 4.2.4.2.1). Only
+    /// lines that carry half an octet at a time, of 10 and 100 Mb/s, do that.
+    Dribbled,
 }
 
 /// What is known of a frame's TCP or UDP checksum.
@@ -60,6 +63,8 @@ pub enum Segmentation {
     Tcpv6,
     /// Datagrams of UDP over either.
     Udp,
+    /// Fragments of IP, of either version, of one datagram of UDP.
+    Fragments,
 }
 
 /// The state of a frame's segmentation. A super-frame has [`Checksum::Partial`]: each of its segments gets a checksum
@@ -68,9 +73,10 @@ pub enum Segmentation {
 pub struct Gso {
     /// What it stands for.
     pub kind: Segmentation,
-    /// Octets that each segment begins with; known once the card has looked at the super-frame ([`segment`](crate::segment)).
+    /// Octets of the super-frame's headers, the transport header included; known once the card has looked at it
+    /// ([`segment`](crate::segment)). Before, what a driver says that they are, 0 if it says nothing.
     pub headers: u8,
-    /// Octets of payload in each segment but the last, which has the rest.
+    /// Octets of payload in each segment but the last, which has the rest; of fragments, the UDP header is among it.
     pub size: u16,
 }
 
@@ -105,6 +111,8 @@ pub struct Contents {
     pub checksum: Checksum,
     /// Whether it stands for several.
     pub gso: Gso,
+    /// See [`Contents::pattern`].
+    pattern: u32,
 }
 
 // What is added has to fit into the cache line.
@@ -126,7 +134,7 @@ impl DerefMut for Frame {
 }
 
 impl Contents {
-    /// Forgets all but the buffer.
+    /// Forgets all but the buffer, and what is known of it.
     #[inline]
     fn clear(&mut self) {
         self.len = 0;
@@ -151,6 +159,7 @@ impl Contents {
     /// The frame's octets, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.pattern = 0;
         &mut self.buffer[..self.len as usize]
     }
 
@@ -158,10 +167,25 @@ impl Contents {
     /// calls [`Contents::set_len`].
     #[inline]
     pub fn buffer_mut(&mut self) -> &mut [u8] {
+        self.pattern = 0;
         &mut self.buffer
     }
 
-    /// Octets in the frame, the FCS included if it is [`Fcs::Present`].
+    /// What whoever wrote to the buffer last said that it holds, 0 if nothing. Who takes a frame from the pool and finds a pattern of
+    /// its own there need not write it again.
+    #[must_use]
+    #[inline]
+    pub fn pattern(&self) -> u32 {
+        self.pattern
+    }
+
+    /// Says what the buffer holds, until it is written to.
+    #[inline]
+    pub fn set_pattern(&mut self, pattern: u32) {
+        self.pattern = pattern;
+    }
+
+    /// Octets in the frame, the FCS included if it is there to be checked.
     #[must_use]
     #[inline]
     #[allow(clippy::len_without_is_empty)] // a frame is never empty in the sense of a collection
@@ -175,6 +199,13 @@ impl Contents {
         self.len = len.min(self.buffer.len()) as u32;
     }
 
+    /// The first octet of its destination address, whose lowest bit says that this is a group (IEEE 802.3, 3.2.3).
+    #[must_use]
+    #[inline]
+    pub fn first_octet(&self) -> u8 {
+        self.buffer.first().copied().unwrap_or(0)
+    }
+
     /// Whether it is a super-frame, which stands for several frames.
     #[must_use]
     #[inline]
@@ -185,6 +216,7 @@ impl Contents {
     /// Copies `bytes` into the frame. Returns false, and leaves the frame empty, if they do not fit.
     #[must_use]
     pub fn fill(&mut self, bytes: &[u8]) -> bool {
+        self.pattern = 0;
         let Some(room) = self.buffer.get_mut(..bytes.len()) else {
             self.len = 0;
             return false;
@@ -306,6 +338,7 @@ impl Pool {
             fcs: Fcs::Offloaded,
             checksum: Checksum::Unknown,
             gso: Gso::default(),
+            pattern: 0,
         }))
     }
 

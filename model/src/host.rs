@@ -30,6 +30,26 @@ pub enum Direction {
     Transmit,
 }
 
+/// What goes wrong with one half of a queue pair, on purpose ([`fault`](crate::fault)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Its DMA stands still from now on, for a time.
+    DmaStall,
+    /// What was moved is shown later than usual.
+    SlowUsed,
+    /// It interrupts for nothing.
+    SpuriousInterrupt,
+}
+
+/// What a driver had to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Frames that were read, the dropped ones included.
+    pub frames: usize,
+    /// Whether more wait: the budget, or something else, ended the burst before there were none left.
+    pub more: bool,
+}
+
 /// Whoever has the buffers: the DMA engine's view of a computer.
 pub trait Host {
     /// Whether the driver has enabled the receive half of `queue`. A frame for a queue that it has not is dropped.
@@ -42,7 +62,7 @@ pub trait Host {
 
     /// Reads up to `budget` frames that the driver wants sent on `queue` and appends them to `frames`, their
     /// buffers taken from `pool`. What cannot be sent as it is (a malformed header, say) is counted in
-    /// `drops` and not appended. Returns how many frames it read, the dropped ones included.
+    /// `drops` and not appended. Returns how many frames it read, and whether more wait; a budget of 0 asks for nothing else.
     fn fetch_tx(
         &mut self,
         queue: QueueIndex,
@@ -50,13 +70,20 @@ pub trait Host {
         pool: &mut Pool,
         frames: &mut Vec<Frame>,
         drops: &mut Drops,
-    ) -> usize;
+    ) -> Fetched;
 
     /// Gives the buffers of all frames fetched so far on `queue` back to the driver.
     fn complete_tx(&mut self, queue: QueueIndex);
 
     /// Interrupts the driver of `queue`, unless it asked not to be.
     fn interrupt(&mut self, queue: QueueIndex, direction: Direction);
+
+    /// Shows the driver all frames delivered so far on `queue`. Called only where a fault delays that; else it is
+    /// [`Host::deliver`]'s part.
+    fn complete_rx(&mut self, _queue: QueueIndex) {}
+
+    /// A fault befalls `queue`: the host counts it, and interrupts for nothing if that is what it is.
+    fn fault(&mut self, _queue: QueueIndex, _direction: Direction, _fault: Fault) {}
 }
 
 /// A host that records what is delivered to it and sends what a test gave it.
@@ -70,6 +97,12 @@ pub struct Recorder {
     pub buffers: Option<usize>,
     /// Interrupts raised.
     pub interrupts: Vec<(QueueIndex, Direction)>,
+    /// Times that the driver was shown delivered frames later than usual.
+    pub shown_late: usize,
+    /// Faults that befell queues.
+    pub faults: Vec<(QueueIndex, Direction, Fault)>,
+    /// Times that buffers of packets were given back.
+    pub completed: usize,
 }
 
 impl Host for Recorder {
@@ -94,7 +127,7 @@ impl Host for Recorder {
         pool: &mut Pool,
         frames: &mut Vec<Frame>,
         drops: &mut Drops,
-    ) -> usize {
+    ) -> Fetched {
         let count = budget.min(self.to_send.len());
         for (bytes, checksum) in self.to_send.drain(..count) {
             let mut frame = pool.take();
@@ -106,12 +139,25 @@ impl Host for Recorder {
                 pool.give(frame);
             }
         }
-        count
+        Fetched {
+            frames: count,
+            more: !self.to_send.is_empty(),
+        }
     }
 
-    fn complete_tx(&mut self, _queue: QueueIndex) {}
+    fn complete_tx(&mut self, _queue: QueueIndex) {
+        self.completed += 1;
+    }
 
     fn interrupt(&mut self, queue: QueueIndex, direction: Direction) {
         self.interrupts.push((queue, direction));
+    }
+
+    fn complete_rx(&mut self, _queue: QueueIndex) {
+        self.shown_late += 1;
+    }
+
+    fn fault(&mut self, queue: QueueIndex, direction: Direction, fault: Fault) {
+        self.faults.push((queue, direction, fault));
     }
 }

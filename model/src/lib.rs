@@ -16,19 +16,27 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chance;
 pub mod checksum;
 pub mod counters;
+pub mod fault;
 pub mod fifo;
 pub mod filter;
 pub mod frame;
 pub mod host;
 pub mod mac;
 pub mod moderation;
+pub mod packet_buffer;
 pub mod parse;
+pub mod pause;
+pub mod pfc;
 pub mod phy;
 pub mod port;
 pub mod queues;
+pub mod rate;
+pub mod rsc;
 pub mod rss;
+pub mod scheduler;
 pub mod segment;
 pub mod time;
 pub mod tunnel;

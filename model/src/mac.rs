@@ -74,11 +74,14 @@ impl Mac {
                 }
                 Ok(())
             }
-            Fcs::Present => self.check(frame),
+            Fcs::Present => self.check(frame, Drop::RxFcs),
+            // What is over is cut off, and the rest may still be right (IEEE 802.3, 4.2.4.2.1).
+            Fcs::Dribbled => self.check(frame, Drop::RxAlign),
         }
     }
 
-    fn check(&self, frame: &mut Contents) -> Result<(), Drop> {
+    /// Checks a frame with its check sequence; `damaged` is what it is if it has a valid size, and a wrong one.
+    fn check(&self, frame: &mut Contents, damaged: Drop) -> Result<(), Drop> {
         let good = frame
             .bytes()
             .split_last_chunk::<FCS>()
@@ -89,7 +92,7 @@ impl Mac {
             (..MIN_FRAME, false) => Err(Drop::RxFragment),
             (_, true) if oversize => Err(Drop::RxOversize),
             (_, false) if oversize => Err(Drop::RxJabber),
-            (_, false) => Err(Drop::RxFcs),
+            (_, false) => Err(damaged),
             (len, true) => {
                 frame.set_len(len - FCS);
                 frame.fcs = Fcs::Offloaded;
@@ -138,6 +141,37 @@ impl Mac {
             frame.bytes_mut()[len..].fill(0);
         }
         Ok(inserted)
+    }
+}
+
+/// What the length of a frame says that has one instead of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LengthField {
+    /// It is a type, or fits: what is beyond it is padding.
+    Right,
+    /// The frame has another length (aInRangeLengthErrors, IEEE 802.3, 30.3.1.1.23).
+    InRange,
+    /// No frame is as long, and no type as low (aOutOfRangeLengthField, 30.3.1.1.24).
+    OutOfRange,
+}
+
+/// Compares the length that `frame`, without its check sequence, may have (IEEE 802.3, 3.2.6) with its own.
+#[must_use]
+pub fn length_field(frame: &[u8]) -> LengthField {
+    /// Octets of data without padding at least, and at most; and the lowest type.
+    const SHORTEST: usize = MIN_FRAME - FCS - ETHERNET_HEADER;
+    const LONGEST: usize = 1500;
+    const TYPES: usize = 0x0600;
+    let Some(&[high, low]) = frame.get(ETHERNET_HEADER - 2..ETHERNET_HEADER) else {
+        return LengthField::Right;
+    };
+    let said = usize::from(u16::from_be_bytes([high, low]));
+    let has = (frame.len() - ETHERNET_HEADER).max(SHORTEST);
+    match said {
+        TYPES.. => LengthField::Right,
+        _ if said > LONGEST => LengthField::OutOfRange,
+        _ if said.max(SHORTEST) == has => LengthField::Right,
+        _ => LengthField::InRange,
     }
 }
 
@@ -192,6 +226,17 @@ mod tests {
                 assert_eq!(frame.len(), len - FCS, "the check sequence is removed");
             }
         }
+        // Half an octet more says what else is wrong with a damaged frame, and nothing of a whole one.
+        for (len, damage, verdict) in [
+            (64, false, Ok(())),
+            (64, true, Err(Drop::RxAlign)),
+            (63, true, Err(Drop::RxFragment)),
+            (1519, true, Err(Drop::RxJabber)),
+        ] {
+            let mut frame = with_fcs(&mut pool, len, damage);
+            frame.fcs = Fcs::Dribbled;
+            assert_eq!(mac.accept(&mut frame), verdict, "{len} {damage}");
+        }
         for len in 1..FCS {
             let mut frame = pool.take();
             frame.set_len(len);
@@ -216,6 +261,29 @@ mod tests {
                 assert_eq!(mac.accept(&mut frame).is_ok(), fits, "{tags} {len}");
             }
         }
+    }
+
+    #[test]
+    fn a_length_has_to_be_the_frames_own() {
+        for (said, len, verdict) in [
+            (0x0600, 60, LengthField::Right),
+            (0x05ff, 60, LengthField::OutOfRange),
+            (1501, 1514, LengthField::OutOfRange),
+            (1500, 1514, LengthField::Right),
+            (1499, 1514, LengthField::InRange),
+            (100, 114, LengthField::Right),
+            (100, 60, LengthField::InRange),
+            // Padding, which may have been left out.
+            (38, 60, LengthField::Right),
+            (38, 52, LengthField::Right),
+            (38, 61, LengthField::InRange),
+            (0, 60, LengthField::Right),
+        ] {
+            let mut frame = vec![0; len];
+            frame[12..14].copy_from_slice(&u16::to_be_bytes(said));
+            assert_eq!(length_field(&frame), verdict, "{said} {len}");
+        }
+        assert_eq!(length_field(&[0; 13]), LengthField::Right);
     }
 
     #[test]

@@ -88,7 +88,7 @@ const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 
 /// Octets of IPv6's fixed header, and where the addresses are in it.
-const IPV6_HEADER: u16 = 40;
+pub(crate) const IPV6_HEADER: u16 = 40;
 const IPV6_SOURCE: usize = 8;
 const IPV6_DESTINATION: usize = 24;
 
@@ -112,23 +112,51 @@ pub fn summarise(frame: &[u8]) -> Summary {
     ethernet(frame, 0)
 }
 
-/// What is not the same in all frames that are as most are: no shorter than the line carries, IPv4 with neither tags nor
-/// options, whole, TCP or UDP.
+/// What is not the same in all frames that are as most are: no shorter than the line carries, IP of `VERSION` 4 or 6 with
+/// neither tags nor options nor extension headers, whole, TCP or UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Plain {
+pub(crate) struct Plain<const VERSION: u8> {
     pub(crate) transport: Transport,
     /// Where the IP packet ends; padding may follow.
     pub(crate) end: u32,
 }
 
-impl Plain {
+impl<const VERSION: u8> Plain<VERSION> {
     const NETWORK: usize = ETHERNET_HEADER;
-    pub(crate) const TRANSPORT: usize = Self::NETWORK + IPV4_HEADER;
+    const IP: Network = match VERSION {
+        4 => Network::Ipv4,
+        _ => Network::Ipv6,
+    };
+    /// Where the transport header begins.
+    pub(crate) const TRANSPORT: usize = match VERSION {
+        4 => Self::NETWORK + IPV4_HEADER,
+        _ => Self::NETWORK + IPV6_HEADER as usize,
+    };
+    /// Where the addresses begin, which end the network header.
+    pub(crate) const ADDRESSES: usize = match VERSION {
+        4 => Self::TRANSPORT - 2 * 4,
+        _ => Self::TRANSPORT - 2 * ADDRESS_LEN,
+    };
 
+    /// What the header walk finds. All that is the same in these frames are constants, to whoever has this inlined.
+    #[inline(always)]
+    pub(crate) fn summary(self) -> Summary {
+        Summary {
+            network: Self::IP,
+            transport: self.transport,
+            fragment: false,
+            network_offset: Self::NETWORK as u16,
+            transport_offset: Self::TRANSPORT as u16,
+            end: self.end,
+        }
+    }
+}
+
+impl Plain<4> {
     /// The headers of `frame`; `None` if it is another one, or makes no sense.
     #[inline(always)]
-    pub(crate) fn of(frame: &[u8]) -> Option<Plain> {
-        const NETWORK: usize = Plain::NETWORK;
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        const NETWORK: usize = Plain::<4>::NETWORK;
         let headers = frame.first_chunk::<{ MIN_FRAME - FCS }>()?;
         let (transport, shortest) = match headers[NETWORK + 9] {
             UDP => (Transport::Udp, UDP_HEADER),
@@ -146,18 +174,29 @@ impl Plain {
         let end = end as u32;
         is_plain.then_some(Plain { transport, end })
     }
+}
 
-    /// What the header walk finds. All that is the same in these frames are constants, to whoever has this inlined.
+impl Plain<6> {
+    /// The headers of `frame`; `None` if it is another one, or makes no sense.
     #[inline(always)]
-    pub(crate) fn summary(self) -> Summary {
-        Summary {
-            network: Network::Ipv4,
-            transport: self.transport,
-            fragment: false,
-            network_offset: Self::NETWORK as u16,
-            transport_offset: Self::TRANSPORT as u16,
-            end: self.end,
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        const NETWORK: usize = Plain::<6>::NETWORK;
+        // With the shorter of the transport headers it is longer than the line asks for.
+        let headers = frame.first_chunk::<{ Plain::<6>::TRANSPORT + UDP_HEADER }>()?;
+        if [headers[12], headers[13]] != ETHERTYPE_IPV6.to_be_bytes() {
+            return None;
         }
+        let (transport, shortest) = match headers[NETWORK + 6] {
+            UDP => (Transport::Udp, UDP_HEADER),
+            TCP => (Transport::Tcp, TCP_HEADER),
+            _ => return None,
+        };
+        let payload_len = u16::from_be_bytes([headers[NETWORK + 4], headers[NETWORK + 5]]);
+        let end = Self::TRANSPORT + usize::from(payload_len);
+        let is_plain =
+            headers[NETWORK] >> 4 == 6 && end >= Self::TRANSPORT + shortest && end <= frame.len();
+        let end = end as u32;
+        is_plain.then_some(Plain { transport, end })
     }
 }
 

@@ -4,10 +4,18 @@
 //! bursts and both are paced by the line: what does not fit on it yet stays where it is, on the wire or
 //! in the driver's ring. Behind the port are the [`Queues`](crate::queues), with the same owner or with others.
 
+mod buffers;
+mod config;
+mod flow_control;
+mod glance;
+mod rates;
+mod status;
+mod steering;
+mod super_frames;
+mod transmit;
+
 use std::time::Duration;
 use std::vec::Drain;
-
-use serde::Serialize;
 
 use crate::BURST;
 use crate::checksum::{self, Verdict};
@@ -16,63 +24,24 @@ use crate::fifo::Occupancy;
 use crate::filter::{Destination, Filter, MacAddress};
 use crate::frame::{Checksum, Contents, FCS, Frame, Pool};
 use crate::host::QueueIndex;
-use crate::mac::Mac;
-use crate::moderation::Coalesce;
+use crate::mac::{self, Mac};
+use crate::packet_buffer::PacketBuffer;
 use crate::parse::{self, Plain, Summary};
-use crate::phy::{self, Phy, Speed};
-use crate::rss::{
-    DEFAULT_TABLE, HashConfig, HashTypes, Progress, Rss, RssConfig, RssError, RssStatus, Steered,
-};
+use crate::pause::{self, Pause};
+use crate::pfc::Pfc;
+use crate::phy::{self, Phy, PhyConfig, Seen};
+use crate::rate::{Rates, TokenBucket};
+use crate::rsc::{Rsc, Takes};
+use crate::rss::{Rss, Steered};
+use crate::scheduler::{Scheduler, Weights};
 use crate::time::Nanos;
 use crate::tunnel::{self, TunnelTypes};
 use crate::vlan::VlanFilter;
 
-/// What a port is made of.
-#[derive(Clone, Debug)]
-pub struct PortConfig {
-    /// Queue pairs, at least 1.
-    pub queue_pairs: u16,
-    /// The station's address.
-    pub mac: MacAddress,
-    /// The longest packet, in octets.
-    pub mtu: u16,
-    /// The line rate.
-    pub speed: Speed,
-    /// Whether the link is up at first.
-    pub link: bool,
-    /// Octets that the receive FIFO of each queue holds.
-    pub fifo: usize,
-    /// Whether frames are steered by their hash, with the usual key and table, until a driver says otherwise.
-    pub rss: bool,
-    /// Entries of the longest indirection table that a driver may use, a power of two up to
-    /// [`MAX_TABLE`](crate::rss::MAX_TABLE).
-    pub rss_table: u16,
-    /// When receive queues interrupt, until the driver says otherwise.
-    pub rx_coalesce: Coalesce,
-    /// When transmit queues interrupt, until the driver says otherwise.
-    pub tx_coalesce: Coalesce,
-    /// How far the model may run ahead of `now`: zero for exact time; with a real clock, about what a
-    /// sleep is late, so that the line does not idle while its owner sleeps.
-    pub lead: Duration,
-}
-
-impl Default for PortConfig {
-    fn default() -> Self {
-        PortConfig {
-            queue_pairs: 1,
-            mac: MacAddress([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]),
-            mtu: 1500,
-            speed: Speed::from_mbps(10_000).expect("10G is a rate"),
-            link: true,
-            fifo: 256 * 1024,
-            rss: false,
-            rss_table: DEFAULT_TABLE as u16,
-            rx_coalesce: Coalesce::default(),
-            tx_coalesce: Coalesce::default(),
-            lead: Duration::ZERO,
-        }
-    }
-}
+pub use config::PortConfig;
+pub use status::PortStatus;
+use steering::Fifos;
+pub use super_frames::LONGEST_SUPER_FRAME;
 
 /// One port of the card: the side of the line.
 #[derive(Debug)]
@@ -94,22 +63,42 @@ pub struct Port {
     pub announces: bool,
     /// Whether it is asked to, and has yet to say that it does.
     pub announce: bool,
+    /// Whether the host may send super-frames.
+    pub host_sends_super: bool,
     /// The buffers that frames live in.
     pub pool: Pool,
     mac: Mac,
+    /// What merges segments.
+    pub rsc: Rsc,
+    /// Flow control with the partner.
+    pause: Pause,
+    /// Of single priorities, if that may be wanted.
+    pfc: Option<Box<Pfc>>,
+    /// Whether each received frame has to be looked at as a whole: a rate or priorities are to be judged.
+    judges: bool,
     /// The address that the card comes up with.
     address: MacAddress,
     mtu: u16,
     /// What is in the receive FIFO of each queue.
     fifos: Vec<Occupancy>,
+    /// What they share, if they do.
+    buffer: Option<PacketBuffer>,
+    /// Whether more has to be kept account of than what is in each: a shared buffer, or priorities.
+    shares: bool,
+    rates: Rates,
+    rx_bucket: Option<TokenBucket>,
+    tx_bucket: Option<TokenBucket>,
+    /// Which queues have something that waits for the rate.
+    tx_waits: Vec<bool>,
     lead: Duration,
     counters: PortCounters,
     /// Frames that the queues have passed on.
     tx_taken: u64,
     /// What of that belongs to each queue.
     lines: Vec<LineCounters>,
-    /// The queue that may send first in the next round.
-    first_tx: usize,
+    /// Whose turn it is to send.
+    scheduler: Scheduler,
+    tx_weights: Weights,
     /// Whether the line was too busy for what the host may have to send.
     tx_paused: bool,
     /// Whether the wire gives and takes super-frames.
@@ -118,56 +107,22 @@ pub struct Port {
     wire_waits: bool,
 }
 
-/// What a port has done and where it stands, at one instant.
-#[derive(Clone, Debug, Serialize)]
-pub struct PortStatus {
-    /// Whether there is a link.
-    pub link: bool,
-    /// The line rate in megabits a second.
-    pub speed_mbps: u32,
-    /// Whether the host is asked to announce itself, and has yet to say that it does.
-    pub announce: bool,
-    /// The station's address.
-    pub mac: String,
-    /// Whether the address filter is in use.
-    pub filter_active: bool,
-    /// Whether all frames are admitted.
-    pub promiscuous: bool,
-    /// Whether all multicast frames are admitted.
-    pub all_multicast: bool,
-    /// Whether all unicast frames are admitted.
-    pub all_unicast: bool,
-    /// Whether multicast frames are refused.
-    pub no_multicast: bool,
-    /// Whether unicast frames are refused.
-    pub no_unicast: bool,
-    /// Whether broadcast frames are refused.
-    pub no_broadcast: bool,
-    /// Entries of the unicast table.
-    pub unicast_table: Vec<String>,
-    /// Entries of the multicast table.
-    pub multicast_table: Vec<String>,
-    /// How received frames are steered.
-    pub rss: RssStatus,
-    /// Whether the VLAN filter is in use.
-    pub vlan_filter_active: bool,
-    /// VLANs that are admitted then.
-    pub vlan_table: Vec<String>,
-    /// Frames that wait in the receive FIFOs.
-    pub rx_fifo_frames: usize,
-    /// Frames that the queues have passed on and the port has yet to take: none with one worker.
-    pub tx_queued_frames: usize,
-    /// All counts.
-    #[serde(flatten)]
-    pub counters: PortCounters,
-}
-
 impl Port {
     /// A port as `config` says, with nothing in it.
     #[must_use]
     pub fn new(config: &PortConfig) -> Self {
+        let queues = usize::from(config.queue_pairs.max(1));
+        let mut scheduler = Scheduler::new(queues, Mac::new(config.mtu).max_frame());
+        scheduler.set_weights(&config.tx_weights);
+        let pfc = (config.pfc)
+            .map(|priorities| Box::new(Pfc::new(priorities, config.queue_room(), queues)));
         Port {
-            phy: Phy::new(config.speed, config.link),
+            phy: Phy::with(&PhyConfig {
+                speed: config.speed,
+                plugged: config.link,
+                autoneg: config.autoneg,
+                partner: config.partner,
+            }),
             filter: Filter::new(config.mac),
             rss: Rss::new(config.queue_pairs),
             always_rss: config.rss,
@@ -178,14 +133,28 @@ impl Port {
             hash_tunnel_types: TunnelTypes::default(),
             announces: false,
             announce: false,
+            host_sends_super: false,
             mtu: config.mtu,
             mac: Mac::new(config.mtu),
-            fifos: vec![Occupancy::new(config.fifo); config.queue_pairs.max(1).into()],
+            rsc: Rsc::new(config.lro),
+            pause: Pause::default(),
+            judges: pfc.is_some() || config.rates.rx.is_some(),
+            shares: pfc.is_some() || config.packet_buffer.is_some(),
+            pfc,
+            fifos: vec![Self::fifo(config); queues],
+            buffer: config
+                .packet_buffer
+                .map(|buffer| PacketBuffer::new(buffer, queues)),
+            rates: config.rates,
+            rx_bucket: config.rates.rx.map(TokenBucket::new),
+            tx_bucket: config.rates.tx.map(TokenBucket::new),
+            tx_waits: vec![false; queues],
             lead: config.lead,
             counters: PortCounters::default(),
             tx_taken: 0,
-            lines: vec![LineCounters::default(); config.queue_pairs.max(1).into()],
-            first_tx: 0,
+            lines: vec![LineCounters::default(); queues],
+            scheduler,
+            tx_weights: config.tx_weights,
             tx_paused: false,
             wire_has_super_frames: false,
             wire_waits: false,
@@ -209,6 +178,9 @@ impl Port {
         // They are in the FIFO from then on, though they have yet to arrive: no more than surely fit, but one in any case,
         // to be dropped if it has to be.
         // A queue that has no room for one will drop it, and does not hold up the others.
+        if self.shares {
+            return self.shared_rx_room();
+        }
         let buffer = self.pool.buffer_size();
         let longest = self.longest();
         let free = self.fifos.iter().map(Occupancy::free);
@@ -222,7 +194,7 @@ impl Port {
     }
 
     /// Whether the wire has to wait until the host has taken frames: as long as any FIFO has no room for the longest, whose queue it will
-    /// be is not known before (IEEE 802.3, annex 31B: PAUSE is for all of the line).
+    /// be is not known before (IEEE 802.3, annex 31B: PAUSE is for all of the line). Nor is its priority: that it is not controlled has to be expected, too.
     #[must_use]
     #[inline]
     pub fn wire_is_paused(&self) -> bool {
@@ -232,9 +204,9 @@ impl Port {
     #[cold]
     fn lacks_room(&self) -> bool {
         let longest = self.longest();
-        let full = |fifo: &Occupancy| fifo.octets() > 0 && fifo.free() < longest;
+        let full = |fifo: &Occupancy| fifo.octets() > 0 && self.room_in(fifo) < longest;
         let no_buffer = self.wire_has_super_frames && self.pool.big_room_received() == 0;
-        no_buffer || self.fifos.iter().any(full)
+        no_buffer || self.fifos.iter().any(full) || self.others_lack_room(longest)
     }
 
     /// Takes a burst from the wire and leaves in `frames` those that are admitted, each with its queue. Returns the instant
@@ -245,51 +217,61 @@ impl Port {
             return now;
         }
         self.counters.rx_frames += frames.len() as u64;
-        let usual =
-            self.filter.admits_own() && self.hash_tunnel_types.is_empty() && !self.pool.lends_big();
+        // Most are for this station alone. Whoever finds that one is not takes it back: so those that are cost nothing.
+        self.counters.rx_unicast += frames.len() as u64;
+        let usual = self.filter.admits_own()
+            && self.hash_tunnel_types.is_empty()
+            && !self.pool.lends_big()
+            && !self.judges;
         let mut dropped = 0;
         for frame in frames.iter_mut() {
-            let glance = if usual { self.glance(frame) } else { None };
-            let outcome = match glance {
-                Some(steered) => self.enqueue(frame, steered),
+            let plain = if usual {
+                Plain::<4>::of(frame.bytes())
+            } else {
+                None
+            };
+            let outcome = match plain {
+                Some(headers) => self.ingress_plain(frame, headers),
                 None => self.ingress(frame, usual),
             };
             if let Err(reason) = outcome {
-                self.counters.drops.count(reason);
-                frame.octets = DROPPED;
+                self.counters.drop_received(reason, frame.octets);
+                frame.octets = GONE;
                 dropped += 1;
             }
         }
         if dropped > 0 {
-            self.remove_dropped(frames);
+            self.remove_gone(frames);
+        }
+        if self.rsc.is_on() {
+            self.coalesce(frames);
         }
         // More may have come than there was room for: of them nothing is known yet but that they follow.
         now.min(self.phy.rx.busy_until())
     }
 
-    /// Takes the buffers of dropped frames back.
+    /// Takes the buffers of dropped frames back, and of merged ones.
     #[cold]
-    fn remove_dropped(&mut self, frames: &mut Vec<Frame>) {
-        let dropped = frames.extract_if(.., |frame| frame.octets == DROPPED);
-        self.pool.give_all(dropped);
+    fn remove_gone(&mut self, frames: &mut Vec<Frame>) {
+        let gone = frames.extract_if(.., |frame| frame.octets == GONE);
+        self.pool.give_all(gone);
     }
 
-    /// The way of a frame of any kind from the line to its queue. Most need but a [`Port::glance`], under the `usual` rules
-    /// even some of these.
+    /// The way of a frame of any kind from the line to its queue. Under the `usual` rules most need but a
+    /// [`Port::glance`].
     #[cold] // so that the way of most frames is short
     fn ingress(&mut self, frame: &mut Contents, usual: bool) -> Result<(), Drop> {
+        if usual && let Some(headers) = Plain::<6>::of(frame.bytes()) {
+            return self.ingress_plain(frame, headers);
+        }
         if frame.is_super() {
             return self.ingress_super(frame);
         }
-        let glance = if usual {
-            self.glance_unverified(frame)
-        } else {
-            None
-        };
-        let steered = match glance {
-            Some(steered) => steered,
-            None => self.examine(frame)?,
-        };
+        let steered = self.examine(frame)?;
+        self.police(frame, 1, &steered)?;
+        if self.pfc.is_some() {
+            return self.enqueue_by_priority(frame, steered);
+        }
         self.enqueue(frame, steered)
     }
 
@@ -299,7 +281,7 @@ impl Port {
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
         let queue = usize::from(frame.queue.0);
-        if self.fifos[queue].push(frame) {
+        if self.fifos[queue].push(frame) || self.push_shared(queue, frame) {
             Ok(())
         } else {
             self.lines[queue].rx_overflows += 1;
@@ -315,86 +297,63 @@ impl Port {
         self.counters.rx_octets += octets as u64;
     }
 
-    /// Looks into a frame as most are: with nothing to check at the MAC, for the station's own address, plain TCP or UDP, its
-    /// checksum right. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
-    #[inline(always)]
-    fn glance(&mut self, frame: &mut Contents) -> Option<Steered> {
-        let bytes = frame.bytes();
-        let headers = Plain::of(bytes)?;
-        let usual = matches!(frame.checksum, Checksum::Unknown)
-            && self.mac.is_plain(frame)
-            && self.filter.is_own(bytes)
-            && checksum::is_right(bytes, headers);
-        if !usual {
-            return None;
-        }
-        let steered = self.settle(frame, headers);
-        self.counters.rx_checksum_good += 1;
-        frame.checksum = Checksum::Valid;
-        Some(steered)
+    /// Takes back that one of the burst was taken for a frame to this station.
+    #[inline]
+    fn look_closer(&mut self) {
+        self.counters.rx_unicast -= 1;
     }
 
-    /// [`Port::glance`] at a frame in which there is no checksum to verify: it was verified before, or there is none.
-    fn glance_unverified(&mut self, frame: &mut Contents) -> Option<Steered> {
-        let bytes = frame.bytes();
-        let headers = Plain::of(bytes)?;
-        let verified = matches!(frame.checksum, Checksum::Valid);
-        let unused =
-            || matches!(frame.checksum, Checksum::Unknown) && checksum::is_unused(bytes, headers);
-        let usual = (verified || unused()) && self.mac.is_plain(frame) && self.filter.is_own(bytes);
-        if !usual {
-            return None;
-        }
-        self.counters.rx_checksum_good += u64::from(verified);
-        Some(self.settle(frame, headers))
-    }
-
-    /// Steers a frame as most are, and carries it over the line.
-    #[inline(always)]
-    fn settle(&mut self, frame: &mut Contents, headers: Plain) -> Steered {
-        let bytes = frame.bytes();
-        let octets = bytes.len() + FCS;
-        let fifos = Fifos(&self.fifos);
-        let steered = self.rss.steer_plain(bytes, headers, &fifos);
-        self.carry(frame, octets);
-        self.counters.rx_unicast += 1;
-        steered
+    /// Has the address filter admit what stands for `frames` frames, and counts them.
+    fn weigh(&mut self, bytes: &[u8], frames: u64) -> Result<(), Drop> {
+        let destination = Destination::of_frame(bytes);
+        self.counters.count_on_line(destination, frames);
+        let admitted = self.filter.admit(bytes)?;
+        self.counters.count_admitted(admitted, frames);
+        Ok(())
     }
 
     /// Verifies the transport checksum of a frame with the headers `summary`.
     fn verify(&mut self, frame: &mut Contents, summary: &Summary) {
         match checksum::verify(frame.bytes(), summary) {
             Verdict::Good => {
-                self.counters.rx_checksum_good += 1;
+                self.counters.rx_checksums.count_good(summary.transport);
                 frame.checksum = Checksum::Valid;
             }
             Verdict::Bad => {
-                self.counters.rx_checksum_bad += 1;
+                self.counters.rx_checksums.count_bad(summary.transport);
                 frame.checksum = Checksum::Bad;
             }
-            Verdict::None => {}
+            Verdict::None => self.counters.rx_checksums.count_none(),
         }
     }
 
     /// Looks into a frame of any kind.
     fn examine(&mut self, frame: &mut Contents) -> Result<Steered, Drop> {
+        self.look_closer();
         let octets = phy::octets_on_line(frame);
         self.carry(frame, octets);
-        self.mac.accept(frame)?;
-        let bytes = frame.bytes();
-        match self.filter.admit(bytes)? {
-            Destination::Unicast => self.counters.rx_unicast += 1,
-            Destination::Multicast => self.counters.rx_multicast += 1,
-            Destination::Broadcast => self.counters.rx_broadcast += 1,
+        let accepted = self.mac.accept(frame);
+        if let Ok(()) | Err(Drop::RxFcs | Drop::RxAlign) = accepted {
+            self.counters.rx_sizes.count(octets);
         }
+        accepted?;
+        let bytes = frame.bytes();
+        if let Some(control) = pause::read(bytes, self.filter.address) {
+            self.obey(control, frame.arrival);
+            self.counters.count_control(Destination::of_frame(bytes));
+            return Err(Drop::RxControl);
+        }
+        self.weigh(bytes, 1)?;
+        self.counters.count_length(mac::length_field(bytes), octets);
         let summary = parse::summarise(bytes);
         if summary.is_tagged() && !self.filter.promiscuous {
             self.vlan.admit(bytes)?;
         }
         match frame.checksum {
             Checksum::Unknown => self.verify(frame, &summary),
-            Checksum::Valid => self.counters.rx_checksum_good += 1,
-            _ => {}
+            Checksum::Valid => self.counters.rx_checksums.count_good(summary.transport),
+            Checksum::Bad => self.counters.rx_checksums.count_bad(summary.transport),
+            Checksum::Partial { .. } => self.counters.rx_checksums.count_left(1),
         }
         let bytes = frame.bytes();
         let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
@@ -405,42 +364,16 @@ impl Port {
     /// Takes back frames that have left the FIFO of `queue`, the oldest there.
     #[inline]
     pub fn release(&mut self, queue: QueueIndex, frames: Drain<'_, Frame>) {
-        self.fifos[usize::from(queue.0)].drain(frames.as_slice());
-        self.pool.give_all(frames);
-    }
-
-    /// Has the queues send in turn, as long as the line has time: `fetch` takes a burst of a queue's frames and passes
-    /// them to [`Port::send`], and returns how many it took. Returns whether there were any.
-    pub fn transmit(
-        &mut self,
-        now: Nanos,
-        mut fetch: impl FnMut(&mut Self, QueueIndex) -> usize,
-    ) -> bool {
-        let queues = self.fifos.len();
-        let horizon = now + self.lead;
-        let (mut worked, mut more) = (false, false);
-        let mut free = self.phy.tx.busy_until() <= horizon;
-        let mut queue = self.first_tx;
-        for _ in 0..queues {
-            if !free {
-                more = true;
-                break;
-            }
-            let before = self.counters.sent();
-            let fetched = fetch(self, QueueIndex(queue as u16));
-            let this = queue;
-            queue = if this + 1 == queues { 0 } else { this + 1 };
-            if fetched > 0 {
-                self.lines[this].count_sent(before, self.counters.sent());
-                free = self.phy.tx.busy_until() <= horizon;
-                worked = true;
-                more |= fetched == BURST;
-                // Turns move on with what was sent: a call that finds the line busy must not cost a queue its turn.
-                self.first_tx = queue;
-            }
+        let index = usize::from(queue.0);
+        if self.shares {
+            self.drain_shared(index, &frames);
+        } else {
+            self.fifos[index].drain(frames.as_slice());
         }
-        self.tx_paused = more && !free;
-        worked
+        if self.pool.lends_big() {
+            self.fifos[index].drain_super(frames.as_slice());
+        }
+        self.pool.give_all(frames);
     }
 
     /// Puts `frames` of `queue` on the line, and appends them to `out`, each with the instant at which its last bit leaves.
@@ -453,29 +386,63 @@ impl Port {
         frames: &mut Vec<Frame>,
         out: &mut Vec<Frame>,
     ) {
+        if self.pfc.is_some() {
+            self.hold_back(now, queue, frames);
+        }
+        let count = frames.len();
+        if count == 0 {
+            return;
+        }
         let sent = frames.iter().map(|frame| frame.bytes());
         self.rss.learn(sent, queue, self.hash_tunnel_types);
-        let count = frames.len();
         self.tx_taken += count as u64;
         if !self.phy.link() {
             self.counters.drops.count_many(Drop::TxLinkDown, count);
+            self.lines[usize::from(queue.0)].tx_link_down += count as u64;
             self.pool.give_all(frames.drain(..));
             return;
         }
-        if self.pool.lends_big() {
-            self.send_super_frames(now, frames, out);
+        let ready = now.max(self.pause.until());
+        if self.pool.lends_big() || self.tx_bucket.is_some() {
+            self.send_one_by_one(ready, queue, frames, out);
             return;
         }
-        let line = &mut self.phy.tx;
-        let mut total = 0;
+        let (line, sizes) = (&mut self.phy.tx, &mut self.counters.tx_sizes);
+        line.idle_until(ready);
+        let (sent, mut total, mut first_octets) = (out.len(), 0, 0);
         out.extend(frames.drain(..).map(|mut frame| {
-            let octets = phy::octets_on_line(&frame);
-            frame.arrival = line.carry(octets, now);
+            // They are prepared: padded, without check sequence.
+            let octets = frame.len() + FCS;
+            debug_assert_eq!(octets, phy::octets_on_line(&frame));
+            frame.arrival = line.carry(octets, Nanos::ZERO);
             total += octets as u64;
+            sizes.count(octets);
+            first_octets |= frame.first_octet();
             frame
         }));
-        self.counters.tx_frames += count as u64;
-        self.counters.tx_octets += total;
+        if first_octets & 1 != 0 {
+            self.count_groups(&out[sent..]);
+        }
+        self.count_line(queue, count as u64, total);
+    }
+
+    /// Counts `frames` sent frames of `queue`, of `octets` octets in all.
+    #[inline]
+    fn count_line(&mut self, queue: QueueIndex, frames: u64, octets: u64) {
+        self.counters.tx_frames += frames;
+        self.counters.tx_octets += octets;
+        let line = &mut self.lines[usize::from(queue.0)];
+        line.tx_frames += frames;
+        line.tx_octets += octets;
+    }
+
+    /// Counts those of the sent `frames` that go to groups.
+    #[cold]
+    fn count_groups(&mut self, frames: &[Frame]) {
+        for frame in frames {
+            let destination = Destination::of_frame(frame.bytes());
+            self.counters.count_sent(destination, 1);
+        }
     }
 
     /// When the port has something to do again without anybody's asking; `None` if it only waits for the
@@ -485,26 +452,50 @@ impl Port {
         let horizon = now + self.lead;
         let rx_line = Some(self.phy.rx.busy_until()).filter(|&free| free > horizon);
         let ahead = self.tx_resumes().into_iter().chain(rx_line);
-        ahead.map(|due| due - self.lead).min()
+        // The line may run ahead of the clock, the link may not.
+        let link = self.phy.next_deadline().into_iter();
+        let others = link.chain(self.next_control()).chain(self.held_resumes());
+        ahead.map(|due| due - self.lead).chain(others).min()
     }
 
-    /// Resets what a driver set up: receive modes, address, VLANs, steering (VIRTIO 1.3, 2.4). Counters and the link stay.
+    /// Resets what a driver set up: receive modes, address, VLANs, steering (VIRTIO 1.3, 2.4). Its packets that are held back
+    /// are dropped. Counters and the link stay.
     pub fn reset(&mut self) {
         self.filter = Filter::new(self.address);
         self.vlan = VlanFilter::default();
         self.hash_tunnel_types = TunnelTypes::default();
         (self.announces, self.announce) = (false, false);
+        self.host_sends_super = false;
+        self.rsc.accept(Takes::default());
         self.rss.reset();
+        for queue in (0..self.queue_pairs()).map(QueueIndex) {
+            self.abandon(queue, &mut Vec::new());
+        }
     }
 
-    /// Brings the link up or down. A host behind a link that has come up again is asked to announce itself: the
-    /// neighbours may be others. Returns whether that was a change, of which the host has to hear.
-    pub fn set_link(&mut self, up: bool) -> bool {
-        let changed = self.phy.set_link(up);
-        if changed && up {
+    /// Plugs the cable in, or pulls it out: without auto-negotiation the link is up, or down, at once. Returns whether that was a
+    /// change, of which the host has to hear.
+    pub fn set_link(&mut self, now: Nanos, up: bool) -> bool {
+        self.change_phy(|phy| {
+            phy.set_link(now, up);
+        })
+    }
+
+    /// Does what `change` does to the physical layer. A host behind a link that has come up again is asked to announce itself: the
+    /// neighbours may be others. Returns whether anything that others see has changed; of the link and its mode the host has to hear.
+    pub fn change_phy(&mut self, change: impl FnOnce(&mut Phy)) -> bool {
+        let (before, turned) = (self.phy.seen(), self.phy.loopback());
+        change(&mut self.phy);
+        let after = self.phy.seen();
+        if after.link && !before.link {
             self.ask_to_announce();
         }
-        changed
+        let other = self.phy.loopback() != turned;
+        if other || after.link != before.link || after.pause != before.pause {
+            self.forget_pauses();
+        }
+        let visible = |seen: Seen| (seen.link.then_some(seen.mode), seen.pause);
+        visible(before) != visible(after)
     }
 
     /// Asks the host to tell its neighbours where it is (VIRTIO 1.3, 5.1.6.5.4). Returns false if it is none
@@ -512,73 +503,6 @@ impl Port {
     pub fn ask_to_announce(&mut self) -> bool {
         self.announce |= self.announces;
         self.announces
-    }
-
-    /// How frames are steered.
-    #[must_use]
-    pub fn rss(&self) -> &Rss {
-        &self.rss
-    }
-
-    /// Spreads received frames over the first `pairs` queue pairs: automatically, or by hash if the card does so always
-    /// (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`).
-    ///
-    /// # Errors
-    /// There are not as many.
-    pub fn use_pairs(&mut self, pairs: u16) -> Result<(), RssError> {
-        let fifos = Fifos(&self.fifos);
-        if !self.always_rss {
-            return self.rss.set_pairs(pairs, &fifos);
-        }
-        if pairs == 0 || pairs > self.queue_pairs() {
-            return Err(RssError::Pairs(pairs));
-        }
-        // A driver that has said what to hash is not overruled.
-        let said = self.rss.hash_config();
-        let hash = if said.types() == HashTypes::NONE {
-            HashConfig::usual()
-        } else {
-            said.clone()
-        };
-        self.rss.set_table(&RssConfig::even(hash, pairs), &fifos)?;
-        self.rss.expect_pairs(pairs);
-        Ok(())
-    }
-
-    /// Spreads received frames as `config` says; the driver uses `pairs` pairs (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`).
-    ///
-    /// # Errors
-    /// It names a queue that there is not, or its table is too long.
-    pub fn set_rss(&mut self, config: &RssConfig, pairs: u16) -> Result<(), RssError> {
-        if config.table_len() > usize::from(self.rss_table) {
-            return Err(RssError::TableLength(config.table_len()));
-        }
-        self.rss.set_table(config, &Fifos(&self.fifos))?;
-        self.rss.expect_pairs(pairs);
-        Ok(())
-    }
-
-    /// Entries of the longest indirection table that a driver may use.
-    #[must_use]
-    pub fn rss_table(&self) -> u16 {
-        self.rss_table
-    }
-
-    /// Hashes received frames as `config` says, for the driver to know (`VIRTIO_NET_CTRL_MQ_HASH_CONFIG`).
-    pub fn set_hash(&mut self, config: &HashConfig) {
-        self.rss.set_hash(config, &Fifos(&self.fifos));
-    }
-
-    /// Says whether frames that go to `queue` reach the host.
-    pub fn set_receiving(&mut self, queue: QueueIndex, receiving: bool) {
-        let fifos = Fifos(&self.fifos);
-        self.rss.set_receiving(queue, receiving, &fifos);
-    }
-
-    /// When the line is free for what the host may have to send, if that waits for it.
-    #[must_use]
-    pub fn tx_resumes(&self) -> Option<Nanos> {
-        self.tx_paused.then(|| self.phy.tx.busy_until())
     }
 
     /// Queue pairs.
@@ -591,6 +515,12 @@ impl Port {
     #[must_use]
     pub fn mtu(&self) -> u16 {
         self.mtu
+    }
+
+    /// The longest frame, in octets with its check sequence.
+    #[must_use]
+    pub fn max_frame(&self) -> usize {
+        self.mac.max_frame()
     }
 
     /// The port's counts, and those of all its queues: `queues`.
@@ -611,56 +541,10 @@ impl Port {
     pub fn line_counters(&self, queue: QueueIndex) -> &LineCounters {
         &self.lines[usize::from(queue.0)]
     }
-
-    /// The port's state and counts, with those of all its queues: `queues`.
-    #[must_use]
-    pub fn status(&self, queues: &[QueueCounters]) -> PortStatus {
-        let pushed: u64 = self.fifos.iter().map(Occupancy::pushed).sum();
-        let drained: u64 = queues.iter().map(|queue| queue.rx_drained).sum();
-        let passed: u64 = queues.iter().map(|queue| queue.tx_passed).sum();
-        let (unicast, multicast) = self.filter.tables();
-        PortStatus {
-            link: self.phy.link(),
-            speed_mbps: self.phy.speed().mbps(),
-            announce: self.announce,
-            mac: self.filter.address.to_string(),
-            filter_active: self.filter.active,
-            promiscuous: self.filter.promiscuous,
-            all_multicast: self.filter.all_multicast,
-            all_unicast: self.filter.all_unicast,
-            no_multicast: self.filter.no_multicast,
-            no_unicast: self.filter.no_unicast,
-            no_broadcast: self.filter.no_broadcast,
-            unicast_table: unicast.iter().map(MacAddress::to_string).collect(),
-            multicast_table: multicast.iter().map(MacAddress::to_string).collect(),
-            rss: self.rss.status(),
-            rx_fifo_frames: pushed.saturating_sub(drained) as usize,
-            tx_queued_frames: passed.saturating_sub(self.tx_taken) as usize,
-            vlan_filter_active: self.vlan.active,
-            vlan_table: self.vlan.members().map(|id| id.to_string()).collect(),
-            counters: self.counters(queues),
-        }
-    }
 }
 
 /// In the place of a frame's octets on the line: it is to be removed. No frame is as short.
-const DROPPED: u32 = 0;
+pub(crate) const GONE: u32 = 0;
 
-/// How far the FIFOs have got.
-struct Fifos<'a>(&'a [Occupancy]);
-
-impl Progress for Fifos<'_> {
-    #[inline]
-    fn pushed(&self, queue: QueueIndex) -> u64 {
-        self.0[usize::from(queue.0)].pushed()
-    }
-
-    #[inline]
-    fn drained(&self, queue: QueueIndex) -> u64 {
-        self.0[usize::from(queue.0)].drained()
-    }
-}
-
-mod super_frames;
 #[cfg(test)]
 mod tests;

@@ -156,6 +156,8 @@ pub struct RssStatus {
 #[derive(Debug)]
 pub struct Rss {
     mode: Mode,
+    /// The mode as far as it matters: with one queue it does not.
+    steers: Mode,
     /// Queue pairs that automatic steering uses.
     pairs: u16,
     /// Of each queue that there is, whether its frames reach the host.
@@ -173,6 +175,7 @@ impl Rss {
     pub fn new(queues: u16) -> Self {
         Rss {
             mode: Mode::Single,
+            steers: Mode::Single,
             pairs: 1,
             receives: vec![true; queues.max(1).into()],
             hasher: Hasher::new(HashConfig::default()),
@@ -302,7 +305,7 @@ impl Rss {
     fn steer_automatically(&mut self, progress: &impl Progress) {
         let regrouped = self.mode == Mode::Table;
         if self.pairs == 1 {
-            self.mode = Mode::Single;
+            self.set_mode(Mode::Single);
             return;
         }
         self.enter(Mode::Automatic, BUCKETS, progress);
@@ -320,8 +323,16 @@ impl Rss {
     fn enter(&mut self, mode: Mode, slots: usize, progress: &impl Progress) {
         if self.mode != mode {
             self.slots.reset(slots, FIRST, progress);
-            self.mode = mode;
+            self.set_mode(mode);
         }
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.steers = match self.receives.len() {
+            1 => Mode::Single,
+            _ => mode,
+        };
     }
 
     /// The queue for a frame with the headers `summary`, which is then pushed into that queue's FIFO, or lost. There is
@@ -337,38 +348,32 @@ impl Rss {
 
     /// [`Rss::steer`] for a frame as most are.
     #[inline(always)] // on the way of each packet
-    pub(crate) fn steer_plain(
+    pub(crate) fn steer_plain<const VERSION: u8>(
         &mut self,
         frame: &[u8],
-        headers: Plain,
+        headers: Plain<VERSION>,
         progress: &impl Progress,
     ) -> Steered {
-        let (hash, report) = self.hasher.hash_plain(frame, headers.transport);
+        let (hash, report) = self.hasher.hash_plain(frame, headers);
         Steered {
-            queue: if self.is_settled() {
-                Some(FIRST)
-            } else if self.mode == Mode::Table && report != HashReport::None {
-                self.slots.place_hashed(hash, progress)
-            } else {
-                self.place_plain(frame, headers, hash, report, progress)
+            queue: match self.steers {
+                Mode::Table if report != HashReport::None => {
+                    self.slots.place_hashed(hash, progress)
+                }
+                Mode::Single => Some(FIRST),
+                _ => self.place_plain(frame, headers, hash, report, progress),
             },
             hash,
             report,
         }
     }
 
-    /// Whether all frames go to the first queue: there is no other, or none is in use.
-    #[inline(always)]
-    fn is_settled(&self) -> bool {
-        self.receives.len() == 1 || self.mode == Mode::Single
-    }
-
     /// [`Rss::place`] for a frame as most are.
     #[cold] // so that the way of frames with a hash is short
-    fn place_plain(
+    fn place_plain<const VERSION: u8>(
         &mut self,
         frame: &[u8],
-        headers: Plain,
+        headers: Plain<VERSION>,
         hash: u32,
         report: HashReport,
         progress: &impl Progress,

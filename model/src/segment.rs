@@ -3,19 +3,23 @@
 //! A super-frame has one set of headers and more payload than a frame may have. Each segment gets the headers
 //! and a piece of the payload: lengths, IPv4's identification (counted up) and header checksum, TCP's sequence
 //! number, UDP's length and the transport checksum are its own. FIN and PSH are the last segment's, CWR is the
-//! first's (RFC 3168, 6.1.2). The result is what Linux makes of the same super-frame.
+//! first's (RFC 3168, 6.1.2). The result is what Linux makes of the same super-frame. A datagram of UDP may be cut into fragments of IP
+//! instead (`segment/fragment.rs`).
 //!
 //! Whoever asked for it (a driver: VIRTIO 1.3, 5.1.6.2; the host's kernel behind a TAP device) is not trusted: the headers are those
 //! that the card finds itself. Refused are super-frames that are not what they are said to be, those whose segments are longer than
 //! the port's frames, and those of more segments than anyone needs.
 
 use crate::checksum;
-use crate::counters::Drop;
+use crate::counters::{Drop, Sizes};
 use crate::frame::{Checksum, Contents, FCS, Gso, Segmentation};
 use crate::mac::{MIN_FRAME, Mac};
 use crate::parse::{self, Network, Summary, Transport};
 use crate::phy::{self, LINE_OVERHEAD, Line};
 use crate::time::Nanos;
+use fragment::Fragments;
+
+mod fragment;
 
 /// Segments of a super-frame at most: 64 KiB in the shortest segments of TCP that Linux sends (48 octets).
 pub const MAX_SEGMENTS: usize = 1400;
@@ -26,10 +30,10 @@ const UDP_CHECKSUM: u16 = 6;
 const UDP_HEADER: usize = 8;
 
 /// Where TCP's flags are, and which of them not every segment has.
-const TCP_FLAGS: usize = 13;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
+pub(crate) const TCP_FLAGS: usize = 13;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const CWR: u8 = 0x80;
 
 /// Why a super-frame cannot be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +69,17 @@ impl Unfit {
 pub struct Cut {
     network: Network,
     tcp: bool,
-    /// Where the network and the transport header begin, and the payload.
+    /// Where the network and the transport header begin, and what is dealt out to the segments.
     network_offset: usize,
     transport_offset: usize,
+    payload: usize,
+    /// Octets that each segment has before its piece of that.
     headers: usize,
     /// Octets of the super-frame, and of payload in each segment.
     len: usize,
     size: usize,
+    /// What fragments have in common, if it is cut into such.
+    fragments: Option<Fragments>,
 }
 
 impl Cut {
@@ -86,9 +94,11 @@ impl Cut {
         let (tcp, field) = match (frame.gso.kind, network, transport) {
             (Segmentation::Tcpv4, Network::Ipv4, Transport::Tcp)
             | (Segmentation::Tcpv6, Network::Ipv6, Transport::Tcp) => (true, TCP_CHECKSUM),
-            (Segmentation::Udp, Network::Ipv4 | Network::Ipv6, Transport::Udp) => {
-                (false, UDP_CHECKSUM)
-            }
+            (
+                Segmentation::Udp | Segmentation::Fragments,
+                Network::Ipv4 | Network::Ipv6,
+                Transport::Udp,
+            ) => (false, UDP_CHECKSUM),
             _ => return Err(Unfit::Malformed),
         };
         let partial = Checksum::Partial {
@@ -101,14 +111,17 @@ impl Cut {
         } else {
             UDP_HEADER
         };
+        let headers = transport_offset + header;
         let cut = Cut {
             network,
             tcp,
             network_offset: usize::from(summary.network_offset),
             transport_offset,
-            headers: transport_offset + header,
+            payload: headers,
+            headers,
             len: bytes.len(),
             size: usize::from(frame.gso.size),
+            fragments: None,
         };
         let sound = frame.checksum == partial
             && summary.end as usize == bytes.len()
@@ -116,24 +129,31 @@ impl Cut {
             && cut.headers <= bytes.len().min(u8::MAX.into())
             && cut.size > 0
             && cut.segments() <= MAX_SEGMENTS;
-        if sound {
-            Ok(cut)
-        } else {
-            Err(Unfit::Malformed)
+        if !sound {
+            return Err(Unfit::Malformed);
         }
+        if frame.gso.kind == Segmentation::Fragments {
+            return cut.into_fragments(frame, &summary);
+        }
+        Ok(cut)
     }
 
     /// Segments; one of no payload if the super-frame has none.
     #[must_use]
     pub fn segments(&self) -> usize {
-        (self.len - self.headers).div_ceil(self.size).max(1)
+        (self.len - self.payload).div_ceil(self.size).max(1)
     }
 
     /// Octets of segment `index`, without padding and check sequence.
     #[must_use]
     pub fn segment_len(&self, index: usize) -> usize {
-        let before = (index * self.size).min(self.len - self.headers);
-        self.headers + self.size.min(self.len - self.headers - before)
+        let before = (index * self.size).min(self.len - self.payload);
+        self.headers + self.size.min(self.len - self.payload - before)
+    }
+
+    /// Octets of all segments, without padding and check sequences.
+    pub(crate) fn octets(&self) -> usize {
+        self.segments() * self.headers + self.len - self.payload
     }
 
     /// Octets of all segments on the line, without preambles and gaps.
@@ -150,17 +170,23 @@ impl Cut {
             return false;
         };
         let (headers, payload) = room.split_at_mut(self.headers);
-        headers.copy_from_slice(&frame.bytes()[..self.headers]);
-        let begin = self.headers + index * self.size;
+        headers[..self.payload].copy_from_slice(&frame.bytes()[..self.payload]);
+        let begin = self.payload + index * self.size;
         payload.copy_from_slice(&frame.bytes()[begin..begin + payload.len()]);
-        self.set_network_header(&mut headers[self.network_offset..], index, len);
-        self.set_transport_header(&mut headers[self.transport_offset..], index, len);
-        insert_checksum(&mut room[self.transport_offset..], self.tcp);
+        let checksum = if let Some(fragments) = &self.fragments {
+            self.set_fragment(fragments, headers, payload, index);
+            Checksum::Unknown
+        } else {
+            self.set_network_header(&mut headers[self.network_offset..], index, len);
+            self.set_transport_header(&mut headers[self.transport_offset..], index, len);
+            insert_checksum(&mut room[self.transport_offset..], self.tcp);
+            Checksum::Valid
+        };
         out.set_len(len);
         out.arrival = frame.arrival;
         out.excess = 0;
         (out.hash, out.hash_report) = (frame.hash, frame.hash_report);
-        (out.fcs, out.checksum) = (frame.fcs, Checksum::Valid);
+        (out.fcs, out.checksum) = (frame.fcs, checksum);
         out.gso = Gso::default();
         true
     }
@@ -173,9 +199,7 @@ impl Cut {
         }
         put(header, 2, packet as u16);
         put(header, 4, get(header, 4).wrapping_add(index as u16));
-        put(header, 10, 0);
-        let header = &mut header[..self.transport_offset - self.network_offset];
-        put(header, 10, !checksum::sum(header, 0));
+        insert_header_checksum(&mut header[..self.transport_offset - self.network_offset]);
     }
 
     /// All but the checksum, whose field then holds the pseudo-header's sum.
@@ -210,14 +234,22 @@ impl Cut {
 #[cold]
 pub fn admit(frame: &mut Contents, mac: &Mac) -> Result<(), Unfit> {
     let cut = Cut::of(frame)?;
-    if mac.oversize(frame.bytes(), cut.segment_len(0) + FCS) {
+    let is_one = cut.segments() == 1;
+    // A fragment has a header more, which a packet in one piece has not.
+    let longest = if is_one {
+        frame.len()
+    } else {
+        cut.segment_len(0)
+    };
+    if mac.oversize(frame.bytes(), longest + FCS) {
         return Err(Unfit::Oversize);
     }
-    if cut.segments() == 1 {
+    if is_one {
         frame.gso = Gso::default();
         return Ok(());
     }
-    frame.gso.headers = cut.headers as u8;
+    frame.gso.headers = cut.replicated() as u8;
+    frame.gso.size = cut.size as u16;
     let counted = (frame.len() + FCS).max(MIN_FRAME);
     frame.excess = (cut.octets_on_line() - counted) as u32;
     Ok(())
@@ -233,7 +265,34 @@ pub fn frames(frame: &Contents) -> usize {
 #[cold]
 fn several(frame: &Contents) -> usize {
     let payload = frame.len() - usize::from(frame.gso.headers);
+    let payload = match frame.gso.kind {
+        // Fragments are of the whole datagram.
+        Segmentation::Fragments => payload + UDP_HEADER,
+        _ => payload,
+    };
     payload.div_ceil(frame.gso.size.max(1).into())
+}
+
+/// Counts `frame`, which was admitted, in `sizes` as the frames that it stands for, padded and with check sequences.
+#[cold]
+pub fn count_sizes(frame: &Contents, sizes: &mut Sizes) {
+    let on_line = |octets: usize| (octets + FCS).max(MIN_FRAME);
+    if !frame.is_super() {
+        sizes.count(on_line(frame.len()));
+        return;
+    }
+    let cut = Cut::of(frame).expect("it was admitted");
+    // But for the last one all are of one size.
+    let last = cut.segments() - 1;
+    sizes.count_many(on_line(cut.segment_len(0)), last as u64);
+    sizes.count(on_line(cut.segment_len(last)));
+}
+
+/// Octets of the frames that `frame`, which was admitted, stands for, without padding and check sequences.
+#[must_use]
+#[cold]
+pub fn octets(frame: &Contents) -> usize {
+    Cut::of(frame).map_or(frame.len(), |cut| cut.octets())
 }
 
 /// Has `line` carry `frame`, which was admitted, as the frames that it stands for, but not before `ready`; returns the
@@ -250,7 +309,8 @@ pub fn reduces_congestion_window(frame: &Contents) -> bool {
         return false;
     };
     let flags = frame.bytes().get(usize::from(start) + TCP_FLAGS);
-    frame.gso.kind != Segmentation::Udp && flags.is_some_and(|flags| flags & CWR != 0)
+    let tcp = matches!(frame.gso.kind, Segmentation::Tcpv4 | Segmentation::Tcpv6);
+    tcp && flags.is_some_and(|flags| flags & CWR != 0)
 }
 
 /// Whether `frame`, which was admitted, is of IPv6.
@@ -259,7 +319,9 @@ pub fn is_ipv6(frame: &Contents) -> bool {
     match frame.gso.kind {
         Segmentation::Tcpv4 | Segmentation::None => false,
         Segmentation::Tcpv6 => true,
-        Segmentation::Udp => parse::summarise(frame.bytes()).network == Network::Ipv6,
+        Segmentation::Udp | Segmentation::Fragments => {
+            parse::summarise(frame.bytes()).network == Network::Ipv6
+        }
     }
 }
 
@@ -303,17 +365,25 @@ fn insert_checksum(segment: &mut [u8], tcp: bool) {
     put(segment, checksum_field(tcp), sum);
 }
 
+/// Completes the checksum of `header`, one of IPv4 with its options.
+pub(crate) fn insert_header_checksum(header: &mut [u8]) {
+    put(header, 10, 0);
+    put(header, 10, !checksum::sum(header, 0));
+}
+
 fn checksum_field(tcp: bool) -> usize {
     usize::from(if tcp { TCP_CHECKSUM } else { UDP_CHECKSUM })
 }
 
-fn get(header: &[u8], at: usize) -> u16 {
+pub(crate) fn get(header: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([header[at], header[at + 1]])
 }
 
-fn put(header: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put(header: &mut [u8], at: usize, value: u16) {
     header[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
+#[cfg(test)]
+mod fragment_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -22,9 +22,9 @@ use nic_model::counters::Drops;
 use nic_model::fifo::{Fifo, Occupancy};
 use nic_model::filter::Filter;
 use nic_model::frame::{Contents, Frame, Pool};
-use nic_model::host::{Host, QueueIndex};
+use nic_model::host::{Direction, Host, QueueIndex};
 use nic_model::mac::Mac;
-use nic_model::moderation::{Coalesce, Moderation};
+use nic_model::moderation::{Coalesce, Moderation, Packet};
 use nic_model::parse::{Summary, summarise};
 use nic_model::phy::{Phy, Speed, octets_on_line};
 use nic_model::port::{Port, PortConfig};
@@ -217,13 +217,16 @@ fn moderating() -> (Moderation, Vec<Nanos>) {
         frames: 256,
     };
     let instants = (0..BURST as u64).map(|n| Nanos(n * 67));
-    (Moderation::new(coalesce), instants.collect())
+    let speed = Speed::from_mbps(10_000).expect("a rate");
+    let moderation = Moderation::new(coalesce, Direction::Receive, speed);
+    (moderation, instants.collect())
 }
 
 #[library_benchmark]
 #[bench::moderation(moderating())]
 fn moderate((mut moderation, at): (Moderation, Vec<Nanos>)) -> (Moderation, Vec<Nanos>) {
-    moderation.packets(at.iter().copied(), Nanos(10_000));
+    let packets = at.iter().map(|&at| Packet { at, octets: 60 });
+    moderation.packets(packets, Nanos(10_000));
     black_box(moderation.take_due());
     (moderation, at)
 }
@@ -268,13 +271,11 @@ fn split() -> Posted<SplitRing> {
 fn use_up<R: Ring>(posted: &mut Posted<R>) {
     let Posted { ring, memory } = posted;
     assert!(ring.begin() == Ok(BURST as u16), "a burst is there");
-    for _ in 0..BURST {
-        let (chain, place) = ring
-            .fetch_place(memory, Access::Write, 60)
-            .expect("a buffer");
+    let used = ring.use_places(memory, Access::Write, BURST, |place| {
         black_box(&place);
-        ring.complete(chain, 72);
-    }
+        Some(72)
+    });
+    assert!(used == BURST, "all of it");
     ring.publish();
     black_box(ring.needs_interrupt());
 }
@@ -318,7 +319,9 @@ fn fetch((bed, mut burst): (Bed, Frames)) -> (Bed, Frames) {
     let mut card = bed.card.borrow_mut();
     let device = &mut card.nic.device;
     let (pool, frames) = (&mut burst.pool, &mut burst.frames);
-    let taken = device.fetch_tx(QueueIndex(0), BURST, pool, frames, &mut drops);
+    let taken = device
+        .fetch_tx(QueueIndex(0), BURST, pool, frames, &mut drops)
+        .frames;
     assert!(taken == BURST);
     device.complete_tx(QueueIndex(0));
     drop(card);

@@ -80,7 +80,7 @@ fn transmit(mut bed: Bed) -> Bed {
 }
 
 /// A load that has been running for a while.
-fn before_wire_to_socket() -> (Testbed, Nanos) {
+fn before_wire_to_socket() -> (Box<Testbed>, Nanos) {
     let mut experiment = Experiment {
         pps: NonZeroU64::new(1_488_095).expect("a rate"),
         frame_size: 64,
@@ -97,12 +97,12 @@ fn before_wire_to_socket() -> (Testbed, Nanos) {
     let warm = testbed.now() + Duration::from_millis(5);
     testbed.run_until(warm).expect("a sound guest");
     let end = testbed.now() + experiment.duration;
-    (testbed, end)
+    (Box::new(testbed), end)
 }
 
 #[library_benchmark]
 #[bench::wire_to_socket(before_wire_to_socket())]
-fn through((mut testbed, end): (Testbed, Nanos)) -> Testbed {
+fn through((mut testbed, end): (Box<Testbed>, Nanos)) -> Box<Testbed> {
     testbed.run_until(end).expect("a sound guest");
     black_box(testbed)
 }

@@ -8,7 +8,9 @@ mod support;
 
 mod captures;
 mod ethtool;
+mod hardware;
 mod multi_queue;
 mod qemu;
+mod same_packets;
 mod tap;
 mod uml;

@@ -98,6 +98,17 @@ impl Nic {
         }
     }
 
+    /// Changes it as users do: `vhost-user-nic` with `arguments`, which has to succeed.
+    pub fn change(&self, arguments: &[&str]) {
+        let done = Command::new(program())
+            .args(arguments)
+            .arg("--control")
+            .arg(self.control())
+            .output()
+            .expect("vhost-user-nic starts");
+        assert!(done.status.success(), "{arguments:?}: {done:?}");
+    }
+
     /// Brings the link up or down.
     pub fn link(&self, up: bool) {
         control::ask(&self.control(), Request::Link { up: Some(up) }).expect("the NIC answers");
@@ -154,9 +165,15 @@ pub fn repository(path: &str) -> PathBuf {
 
 /// How a guest is booted on `nics`: `script` with its options, up to the command.
 pub fn boot(script: &str, nics: &[&Nic], options: &[&str]) -> Command {
+    let sockets: Vec<_> = nics.iter().map(|nic| nic.socket()).collect();
+    boot_on(script, &sockets, options)
+}
+
+/// The same on the sockets of other NICs.
+pub fn boot_on(script: &str, sockets: &[PathBuf], options: &[&str]) -> Command {
     let mut command = Command::new(repository("scripts").join(script));
     command
-        .args(nics.iter().map(|nic| nic.socket()))
+        .args(sockets)
         .args(["--timeout", "600"])
         .args(options);
     command
@@ -219,6 +236,11 @@ impl Conversation {
             share: share.to_owned(),
             heard: Vec::new(),
         }
+    }
+
+    /// The directory that it shares with us.
+    pub fn share(&self) -> &Path {
+        &self.share
     }
 
     /// Waits until the job says `word`, and returns the lines before it.

@@ -27,6 +27,31 @@ fn pings_and_a_transfer_lose_nothing_on_split_rings() {
 }
 
 #[test]
+fn merged_segments_make_the_same_stream_in_fewer_packets() {
+    for (merges, before) in [(true, ""), (false, "ethtool -K eth0 rx-gro-hw off\n")] {
+        let nic = Nic::new(&["--lro", "on"]);
+        let job = format!("{before}{TRANSFER}");
+        let out = run(boot("guest-uml", &[&nic], &[]), &job);
+        assert!(out.contains("transferred"), "{out}");
+        let stats = nic.stats();
+        let count = |path: &str| {
+            let count = stats.pointer(path).and_then(Value::as_u64);
+            count.unwrap_or_else(|| panic!("no {path}: {stats:#}"))
+        };
+        let (frames, merged) = (count("/port/rx_frames"), count("/port/rx_merged"));
+        let (packets, whole) = (
+            count("/queues/rx0/packets"),
+            count("/queues/rx0/gso/packets"),
+        );
+        println!("{frames} segments, {packets} packets, {whole} of them merged");
+        assert_eq!(packets + merged, frames, "{stats:#}");
+        assert_eq!((merged > 0, whole > 0), (merges, merges), "{stats:#}");
+        let drops = stats["port"]["drops"].as_object().expect("drops by reason");
+        assert!(drops.values().all(|count| count == 0), "{stats:#}");
+    }
+}
+
+#[test]
 fn polling_serves_as_well() {
     let nic = Nic::new(&["--poll"]);
     run(boot("guest-uml", &[&nic], &[]), PING);

@@ -1,6 +1,6 @@
 //! Captures of real traffic, replayed to a guest: over the socket and in virtual time; and one that is written.
 
-mod reader;
+pub mod reader;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ impl Expected {
             "{path}"
         );
         // tshark found all checksums right (fixtures/captures/README.md).
-        assert_eq!(counters.rx_checksum_bad, 0, "{path}");
+        assert_eq!(counters.rx_checksums.bad(), 0, "{path}");
     }
 }
 

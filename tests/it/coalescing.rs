@@ -12,6 +12,7 @@ use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::ctrl::{CtrlError, VIRTIO_NET_ERR};
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
+use nic_model::moderation::{Mode, ModeStatus};
 
 use crate::support::{PATIENCE, TestNic, exchange, numbered_frame};
 
@@ -117,13 +118,43 @@ fn what_the_card_came_with_holds_until_it_is_changed_and_after_a_reset() {
     let nic = TestNic::with("loopback", |config| {
         (config.port.rx_coalesce, config.port.tx_coalesce) = (came.rx, came.tx);
     });
-    let all = || [RX, TX].map(|queue| moderation(&nic, queue).coalesce);
+    let all = || [RX, TX].map(|queue| Mode::from(moderation(&nic, queue).coalesce));
     let mut guest = nic.guest(&ProbeOptions::default());
     assert_eq!(all(), [came.rx, came.tx]);
     guest.set_rx_coalesce(1, 2).expect("an answer");
     assert_ne!(all(), [came.rx, came.tx]);
     guest.remove().expect("a reset");
     assert_eq!(all(), [came.rx, came.tx]);
+}
+
+#[test]
+fn a_mode_of_the_cards_own_moderates_until_the_driver_says_something() {
+    // The first frame interrupts at once, the others when an interval has passed; with 8 ms that is seen also on a slow machine.
+    let came: CoalesceSpec = "itr=8000".parse().expect("a moderation");
+    let nic = TestNic::with("loopback", |config| {
+        (config.port.rx_coalesce, config.port.tx_coalesce) = (came.rx, came.tx);
+    });
+    let mut guest = nic.guest(&ProbeOptions::default());
+    let itr = ModeStatus::Itr { lli_sent: 0 };
+    assert_eq!([RX, TX].map(|queue| moderation(&nic, queue).mode), [itr; 2]);
+    let in_force = guest.queue_coalesce(0).expect("an answer");
+    assert_eq!(in_force, (u32::MAX, 8_000), "what holds can be read");
+    for _ in 0..3 {
+        send(&mut guest, 1);
+        assert!(
+            guest.transport.wait_interrupt(0, PATIENCE),
+            "no interrupt came"
+        );
+        assert_eq!(take(&mut guest), 1);
+    }
+    guest
+        .set_queue_coalesce(0, 2, 10_000_000)
+        .expect("an answer");
+    let modes = || [RX, TX].map(|queue| moderation(&nic, queue).mode);
+    assert_eq!(modes(), [ModeStatus::NotfCoal, itr]);
+    assert_eq!(met(&nic, &mut guest, 16)[RX], 8);
+    guest.remove().expect("a reset");
+    assert_eq!(modes(), [itr; 2]);
 }
 
 #[test]

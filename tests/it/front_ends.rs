@@ -190,6 +190,8 @@ fn drain<T: Transport>(guest: &mut VirtnetInfo<T>, nic: &TestNic) {
         let status = nic.status();
         let (port, returned) = (&status.nic.port, &status.wire_counters["loopback_returned"]);
         let idle = *returned == port.counters.tx_frames && port.rx_fifo_frames == 0;
+        // With several workers what is sent may still be on its way to the port.
+        let idle = idle && port.tx_queued_frames == 0;
         sent && idle && !guest.rq[0].vq.more_used()
     });
 }
@@ -479,6 +481,38 @@ fn regions_come_and_go(rings: u64) {
         delivered.rx_delivered, delivered.tx_fetched,
         "nothing was lost"
     );
+}
+
+#[test]
+fn no_front_end_has_more_regions_than_there_are_slots() {
+    let nic = TestNic::new("loopback");
+    let guest = attach_with(Persona::Qemu, &nic.socket(), 256, RINGS[0]);
+    let more = GuestMemory::builder()
+        .region(1 << 40, 1 << 20)
+        .build()
+        .expect("more memory");
+    let region = more.regions()[0];
+    let raw = guest.transport.raw().expect("a connection");
+    let mut taken = raw.ask_u64(FrontendReq::GET_MAX_MEM_SLOTS).expect("slots");
+    assert_eq!(taken, 509);
+    taken -= guest.transport.memory().regions().len() as u64;
+    for slot in 0..=taken {
+        let mut at = region;
+        at.guest_addr += slot << 20;
+        let at = memory_region(&at, at.host_addr);
+        let raw = guest.transport.raw().expect("a connection");
+        let told = raw.tell_acked(FrontendReq::ADD_MEM_REG, &single_region(&at), &[region.fd]);
+        assert_eq!(
+            told.is_ok(),
+            slot < taken,
+            "slot {slot} of {taken}: {told:?}"
+        );
+    }
+    let raw = guest.transport.raw().expect("a connection");
+    assert!(raw.closes_within(PATIENCE), "the connection ends");
+    assert_eq!(nic.status().refused_messages, 1);
+    let mut guest = attach(Persona::Qemu, &nic.socket(), 256);
+    assert_passes(&mut guest, 0..100);
 }
 
 #[test]

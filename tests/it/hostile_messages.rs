@@ -15,24 +15,32 @@ use nic_guest::transport::message::{
 };
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use nic_guest::virtio_net::VirtnetInfo;
+use nic_testbed::check::messages::{self, Fds, Hostile, Known, SIZE, forbidden, region};
 use nix::sys::eventfd::EventFd;
 use vhost::vhost_user::message::{FrontendReq as Req, VhostUserProtocolFeatures as Protocol};
 
 use crate::support::{
-    PATIENCE, TestNic, exchange, numbered_frame, wait_until, without_super_frames,
+    PATIENCE, TestNic, exchange, numbered_frame, offered, wait_until, without_super_frames,
 };
 
-mod cases;
 mod garbage;
 
-use cases::{Case, Fds, SIZE, cases, forbidden, region};
+/// What is refused of a NIC with one pair, before anybody acts on it.
+fn cases(fds: &Fds) -> Vec<Hostile> {
+    let known = Known {
+        features: offered(1).bits(),
+        protocol: PROTOCOL,
+        no_ring: 3,
+    };
+    messages::cases(fds, &known)
+}
 
 const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS);
 
-fn dial(socket: &std::path::Path) -> Connection {
+pub fn dial(socket: &std::path::Path) -> Connection {
     let stream = connect(socket, PATIENCE).expect("a connection");
     Connection::new(stream, PATIENCE).expect("a timeout")
 }
@@ -56,7 +64,7 @@ fn greet(nic: &TestNic) -> Connection {
 }
 
 /// A guest whose front-end asks for answers.
-fn guest(nic: &TestNic) -> VirtnetInfo<VhostUser> {
+pub fn guest(nic: &TestNic) -> VirtnetInfo<VhostUser> {
     let options = VhostUserOptions {
         protocol_features: PROTOCOL | Protocol::REPLY_ACK,
         ..VhostUserOptions::default()
@@ -66,15 +74,15 @@ fn guest(nic: &TestNic) -> VirtnetInfo<VhostUser> {
     VirtnetInfo::probe(transport, &without_super_frames()).expect("a device")
 }
 
-fn assert_works(guest: &mut VirtnetInfo<VhostUser>, why: &str) {
+pub fn assert_works(guest: &mut VirtnetInfo<VhostUser>, why: &str) {
     let frames: Vec<_> = (0..20).map(|n| numbered_frame(n, 100)).collect();
     assert!(exchange(guest, &frames) == frames, "no frames after {why}");
 }
 
 #[test]
 fn what_is_refused_ends_the_connection_and_only_that() {
-    let (nic, fds) = (TestNic::new("loopback"), Fds::new());
-    for Case {
+    let (nic, fds) = (TestNic::new("loopback"), Fds::default());
+    for Hostile {
         name,
         request,
         flags,
@@ -100,17 +108,17 @@ fn what_is_refused_ends_the_connection_and_only_that() {
 
 #[test]
 fn who_asks_for_answers_is_told_and_goes_on_as_before() {
-    let (nic, fds) = (TestNic::new("loopback"), Fds::new());
+    let (nic, fds) = (TestNic::new("loopback"), Fds::default());
     let mut guest = guest(&nic);
     let mut refused = 0;
-    for Case {
+    for Hostile {
         name,
         request,
         flags,
         payload,
         fds,
         ..
-    } in cases(&fds).into_iter().filter(|case| !case.ends)
+    } in cases(&fds).into_iter().filter(|case| !case.ends())
     {
         let raw = guest.transport.raw();
         raw.send(request, flags | FLAG_NEED_REPLY, &payload, &fds)
@@ -300,17 +308,17 @@ fn a_ring_without_a_kick_is_polled_and_may_be_enabled_before_anything() {
 
 #[test]
 fn what_the_state_does_not_allow_is_refused() {
-    let (nic, fds) = (TestNic::new("loopback"), Fds::new());
-    for number in 0..forbidden(0, &fds).len() {
+    let (nic, fds) = (TestNic::new("loopback"), Fds::default());
+    for number in 0..forbidden(0, 8 << 20, &fds).len() {
         let guest = guest(&nic);
         let start = guest.transport.memory().host_addr(0).expect("it is mapped");
-        let Case {
+        let Hostile {
             name,
             request,
             payload,
             fds,
             ..
-        } = forbidden(start, &fds).swap_remove(number);
+        } = forbidden(start, 8 << 20, &fds).swap_remove(number);
         let raw = guest.transport.raw();
         raw.send(request, FLAG_VERSION | FLAG_NEED_REPLY, &payload, &fds)
             .expect("it reads");

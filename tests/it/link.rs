@@ -121,6 +121,10 @@ fn without_a_link_frames_are_completed_and_counted() {
         set_link(&nic, false);
         let before = nic.status().nic.port.counters;
         send(&mut guest, 100);
+        // With several workers the port takes them some time later.
+        wait_until("the port to take them", || {
+            nic.status().nic.port.tx_queued_frames == 0
+        });
         let counters = nic.status().nic.port.counters;
         assert_eq!(counters.drops.get(Drop::TxLinkDown), 100 * round);
         assert_eq!(counters.tx_fetched - before.tx_fetched, 100);

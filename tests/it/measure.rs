@@ -163,6 +163,66 @@ fn with_random_arrivals_the_mean_is_what_arithmetic_says() {
 }
 
 #[test]
+fn a_throttle_interrupts_as_arithmetic_says() {
+    let report = report("--packets 40k --coalesce itr=7 itr=50 itr=125");
+    let expected = LOADS
+        .iter()
+        .flat_map(|&pps| [7, 50, 125].map(move |usecs| (pps, usecs, u64::from(u32::MAX))));
+    assert!(expected.eq(runs(&report).iter().map(parameters)));
+    for run in runs(&report) {
+        let (pps, usecs, _) = parameters(run);
+        assert_eq!(run["coalesce"]["mode"], "itr");
+        assert_eq!(run["coalesce"]["spec"], format!("itr={usecs}"));
+        // The lesser of packets and intervals; a run's end cuts one off.
+        let expected = (pps as f64).min(1e6 / usecs as f64);
+        assert!((number(run, "expected_interrupts_per_s") / expected - 1.0).abs() < 1e-9);
+        let (met, seconds) = (number(run, "conditions_met_per_s"), number(run, "seconds"));
+        assert!((met - expected).abs() * seconds < 1.01, "{run:#}");
+        assert_eq!(met, number(run, "interrupts_per_s"), "{run:#}");
+        // Nobody waits longer than an interval.
+        let p99 = number(&run["latency_us"], "p99");
+        assert!(p99 < 1.02 * usecs as f64 + 0.6, "{run:#}");
+        assert!(run["drops"].as_object().expect("reasons").is_empty());
+    }
+    let arguments = "--arrivals poisson --packets 40k --coalesce itr=7 itr=50 itr=125";
+    for run in runs(&self::report(arguments)) {
+        assert!(number(run, "error_pct").abs() < 2.0, "{run:#}");
+    }
+}
+
+#[test]
+fn what_adapts_settles_where_its_rules_say() {
+    // Packets a second, octets, moderation; what holds in the end, and conditions a second where it does not change.
+    for (pps, size, spec, usecs, rate) in [
+        ("10k", 64, "igb-dynamic", 14, Some(10_000)),
+        ("100k", 64, "igb-dynamic", 14, Some(71_428)),
+        ("line", 64, "igb-dynamic", 14, Some(71_428)),
+        ("line", 1518, "igb-dynamic", 49, Some(20_408)),
+        ("line", 9018, "igb-dynamic", 245, Some(4_081)),
+        // 256 packets in 172 us.
+        ("line", 64, "dim", 256, None),
+        // Packets this close put it off until 256 are there, of all profiles only here.
+        ("line", 64, "dim=cqe", 2, None),
+    ] {
+        let report = report(&format!(
+            "--pps {pps} --frame-size {size} --coalesce {spec} --packets 60k"
+        ));
+        let [run] = runs(&report) else {
+            panic!("{report:#}");
+        };
+        assert_eq!(run["coalesce"]["spec"], spec);
+        assert_eq!(run["coalesce"]["rx_usecs"], usecs, "{run:#}");
+        assert!(run["expected_interrupts_per_s"].is_null());
+        assert!(run["error_pct"].is_null());
+        if let Some(rate) = rate {
+            let met = number(run, "conditions_met_per_s");
+            assert!((met / f64::from(rate) - 1.0).abs() < 0.002, "{run:#}");
+        }
+        assert!(run["drops"].as_object().expect("reasons").is_empty());
+    }
+}
+
+#[test]
 fn either_parameter_at_zero_is_off() {
     let report = report("--pps 100k --coalesce off 64,0 0,32 rx-usecs=0,rx-frames=256");
     let [off, others @ ..] = runs(&report) else {
@@ -294,7 +354,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         ("--packets 0", 2, "use a number from 1"),
         ("--packets 10 --duration 1s", 2, "cannot be used with"),
         ("--frame-size 63", 2, "63 is not in 64..=9018"),
-        ("--coalesce often", 2, "\"often\" is not NAME=N"),
+        ("--coalesce often", 2, "\"often\" is not NAME=VALUE"),
         ("--coalesce rx-usecs=8", 2, "work only together"),
         ("--cpu-cost much", 2, "\"much\" is not NAME=TIME"),
         ("--cpu-cost irq=5", 2, "irq cannot be \"5\""),

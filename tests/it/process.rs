@@ -1,12 +1,17 @@
 //! The program: how it starts, what it says, what it refuses, and how it ends.
 
-mod child;
+mod change;
+pub mod child;
 mod control;
+mod mdio;
 mod rest;
+mod several;
+mod stats;
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Instant;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nic_backend::control::{Request, ask};
 use nic_guest::memory::GuestMemory;
@@ -18,7 +23,9 @@ use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 use nix::sys::signal::Signal;
 
 use self::child::{Serving, run};
-use crate::support::{exchange, numbered_frame, wait_until, without_super_frames};
+use crate::support::{
+    PATIENCE, exchange, numbered_frame, program, wait_until, without_super_frames,
+};
 
 /// A guest on the socket at `path`.
 fn guest(path: &Path) -> VirtnetInfo<VhostUser> {
@@ -176,9 +183,16 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         ("--mtu", "many", "--mtu"),
         ("--queues", "0", "1"),
         ("--queues", "32", "1..=31"),
+        ("--packet-buffer", "1000", "a frame may have 1526"),
+        ("--packet-buffer", "64K,guarantee=1K,guarantee=2K", "twice"),
+        ("--rate", "tx=11G", "no more than 10Gb/s"),
+        ("--tx-weights", "1,3", "there are 1 transmit queues"),
+        ("--pfc", "8", "from 0 to 7"),
+        ("--fault", "device:foo=1", "used-id, used-len"),
         ("--workers", "2", "--queues 2"),
         ("--poll", "sometimes", "adaptive"),
         ("--rss", "maybe", "off"),
+        ("--lro", "maybe", "off"),
         ("--rss-table", "100", "power of two"),
         ("--disable", "TURBO", "MRG_RXBUF"),
         ("--disable", "VERSION_1", "MRG_RXBUF"),
@@ -207,6 +221,52 @@ fn bad_options_are_bad_usage_and_it_says_what_to_write() {
         assert_eq!(end.code, Some(2), "{args:?}: {}", end.err);
         assert!(end.err.contains("help"), "{args:?}: {}", end.err);
     }
+}
+
+#[test]
+fn what_is_wrong_with_options_together_is_one_line() {
+    let socket = ["serve", "--socket", "/nonexistent/nic.sock"];
+    for args in [
+        ["--workers", "2"],
+        ["--config", "/nonexistent.toml"],
+        ["--tx-weights", "1,3"],
+    ] {
+        let end = run(&[&socket[..], &args].concat());
+        assert_eq!(end.code, Some(2), "{args:?}: {}", end.err);
+        assert!(
+            end.err.starts_with("error: ") && end.err.lines().count() == 1,
+            "{}",
+            end.err
+        );
+    }
+    let end = run(&["serve"]);
+    assert!(
+        end.err.contains("--socket <PATH>") && end.err.contains("--config FILE"),
+        "{}",
+        end.err
+    );
+}
+
+#[test]
+fn who_reads_no_more_ends_it_without_a_word() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(program("vhost-user-nic"));
+    command.args(["serve", "--wire", "none", "--socket"]);
+    command.arg(directory.path().join("nic.sock"));
+    command.stderr(writer.try_clone().expect("a descriptor"));
+    let mut child = command.stdout(writer).spawn().expect("a process");
+    let begin = Instant::now();
+    let mut ended = None;
+    while ended.is_none() && begin.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+        ended = child.try_wait().unwrap_or(None);
+    }
+    // It may have ended, as it should.
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
 }
 
 #[test]
@@ -244,6 +304,7 @@ fn a_wire_that_cannot_be_plugged_in_is_named() {
         ),
         ("generator:size=1519".into(), ["1519", "size=1518"]),
         ("tap=lo".into(), ["TAP device lo", ":"]),
+        ("tap=lo,queues=2".into(), ["TAP device lo", "no TAP device"]),
     ] {
         let end = run(&["serve", "--socket", &socket, "--wire", &wire]);
         assert_eq!(end.code, Some(1), "{wire}: {}", end.err);
@@ -282,7 +343,7 @@ fn help_lists_every_option() {
                 "--control",
                 "--trace-protocol",
                 "partner",
-                "tap=NAME",
+                "tap=NAME[,queues=N]",
                 "pcap=IN",
                 "generator",
                 "sink",
@@ -291,7 +352,7 @@ fn help_lists_every_option() {
                 "10G",
             ],
         ),
-        (&["stats"], &["--control", "--json", "--all"]),
+        (&["stats"], &["--control", "--json", "--all", "--names"]),
         (&["link"], &["--control", "--json", "up", "down"]),
         (&["announce"], &["--control", "--json", "GUEST_ANNOUNCE"]),
     ] {

@@ -9,8 +9,8 @@ const STATS: u8 = 8;
 const QUERY: u8 = 0;
 const GET: u8 = 1;
 const DEVICE_STATS: u64 = 1 << 50;
-/// Everything but segmentation and speed allowances.
-const GROUPS: u64 = 1 << 32 | 7 << 16 | 7;
+/// Every group that there is.
+const GROUPS: u64 = 1 << 32 | 0xf << 16 | 0xf;
 
 type Guest = VirtnetInfo<VhostUser>;
 

@@ -10,6 +10,7 @@ use nic_backend::clock::Clock;
 use nic_backend::cpus::CpuList;
 use nic_backend::patience::PollMode;
 use nic_backend::server::{NicConfig, NicServer, ServerStatus};
+use nic_backend::wire::fault::FaultSpec;
 use nic_backend::wire::{PortFacts, WireSpec};
 use nic_device::features::Features;
 use nic_device::nic::Nic;
@@ -45,6 +46,7 @@ impl TestNic {
         let _ = env_logger::builder().is_test(true).try_init();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut config = NicConfig {
+            name: None,
             socket: directory.path().join("nic.sock"),
             port: PortConfig {
                 // A worker that the machine does not let run must not lose what one that runs to completion would not.
@@ -53,6 +55,7 @@ impl TestNic {
             },
             features: offered(1),
             wire: wire.parse().expect("a wire"),
+            fault: FaultSpec::default(),
             workers: workers(),
             poll: PollMode::Never,
             cpus: CpuList::default(),
@@ -121,6 +124,7 @@ impl TestNic {
             0,
             "{status:#?}"
         );
+        assert!(port.counters.statistics_agree(), "{status:#?}");
     }
 }
 
@@ -222,22 +226,27 @@ pub fn program(name: &str) -> PathBuf {
 
 /// A guest on a card in this process, in virtual time.
 pub fn virtual_guest(wire: &str, change: impl FnOnce(&mut PortConfig)) -> VirtnetInfo<InProcess> {
+    virtual_guest_with(wire, &ProbeOptions::default(), change)
+}
+
+/// The same with a driver as `options` say.
+pub fn virtual_guest_with(
+    wire: &str,
+    options: &ProbeOptions,
+    change: impl FnOnce(&mut PortConfig),
+) -> VirtnetInfo<InProcess> {
     let mut port = PortConfig::default();
     change(&mut port);
-    let facts = PortFacts {
-        mac: port.mac,
-        mtu: port.mtu,
-        speed: port.speed,
-    };
+    let facts = PortFacts::of(&port);
     let spec: WireSpec = wire.parse().expect("a wire");
-    let nic = Nic::new(&port, offered(1));
+    let nic = Nic::new(&port, offered(port.queue_pairs));
     let card = Card::new(nic, spec.open(&facts).expect("a wire"), Nanos::ZERO);
     let memory = GuestMemory::new(32 << 20).expect("guest memory");
     let transport = InProcess::new(card, memory).expect("a mapping");
     let options = ProbeOptions {
         // No chance in here.
         rss_key: Some(nic_guest::virtio_net::toeplitz::VERIFICATION_KEY),
-        ..ProbeOptions::default()
+        ..options.clone()
     };
     VirtnetInfo::probe(transport, &options).expect("a device")
 }

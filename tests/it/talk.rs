@@ -62,6 +62,48 @@ fn who_does_not_answer_is_told_with_what_was_seen() {
     }
 }
 
+#[test]
+fn proc_is_shown_when_it_is_done() {
+    let nic = TestNic::new("partner");
+    let one = text(&talk(&nic, "--proc net/arp ping -c 1").stdout);
+    assert!(one.contains("1 received"), "{one}");
+    assert!(
+        one.contains("HW address            Mask     Device\n10.77.0.1        0x1         0x2"),
+        "{one}"
+    );
+    let all = text(&talk(&nic, "--proc all udp-echo -c 10").stdout);
+    for line in [
+        "==> /proc/interrupts <==",
+        "eventfd   0-edge      virtio0-input.0",
+        "==> /proc/net/snmp <==",
+        "Udp: 10 0 0 10 0 0 0 0 0",
+    ] {
+        assert!(all.contains(line), "{all}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nic-guest"));
+    command.args([
+        "talk",
+        "--timeout",
+        "100ms",
+        "--proc",
+        "net/arp",
+        "--socket",
+    ]);
+    command
+        .arg(nic.socket())
+        .args(["ping", "-c", "1", "10.77.0.9"]);
+    let failed = command.output().expect("it starts");
+    assert_eq!(failed.status.code(), Some(1));
+    let shown = text(&failed.stdout);
+    assert!(
+        shown.contains("10.77.0.9        0x1         0x0"),
+        "{shown}"
+    );
+    let wrong = talk(&nic, "--proc net/tcp6 ping");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("net/softnet_stat"));
+}
+
 /// A process that is killed if the test fails.
 struct Killed(Child);
 
@@ -134,4 +176,24 @@ fn what_makes_no_sense_is_refused() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn streams_are_sent_back_and_thrown_away() {
+    let nic = TestNic::new("partner");
+    for (arguments, back) in [
+        ("tcp-send -n 1000000 10.77.0.1:7", 1_000_000),
+        ("tcp-send -n 3000000", 0),
+        ("tcp-send -n 0 10.77.0.1:7", 0),
+    ] {
+        let send = talk(&nic, arguments);
+        let out = text(&send.stdout);
+        assert!(send.status.success(), "{out}{}", text(&send.stderr));
+        assert!(out.contains(&format!("{back} came back")), "{out}");
+    }
+    let refused = talk(&nic, "tcp-send 10.77.0.1:10");
+    let errors = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("ECONNREFUSED"), "{errors}");
+    nic.assert_balanced();
 }

@@ -33,7 +33,7 @@ fn assert_balanced(guest: &Guest) {
 }
 
 /// Lets the guest receive until `end`; calls `each` with the instant and the octets of each frame.
-fn receive_until(guest: &mut Guest, end: Nanos, mut each: impl FnMut(Nanos, Vec<u8>)) {
+pub fn receive_until(guest: &mut Guest, end: Nanos, mut each: impl FnMut(Nanos, Vec<u8>)) {
     loop {
         let now = guest.transport.now();
         while guest

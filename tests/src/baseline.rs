@@ -24,15 +24,15 @@ const FALL: f64 = 0.01;
 const LIMITS: [(&str, f64); 3] = [
     ("rx_split", 300.0),
     ("tx_split", 250.0),
-    ("wire_to_socket", 1_300.0),
+    ("wire_to_socket", 1_500.0),
 ];
 
 /// Of keys that begin so, how much more the most expensive may cost than the cheapest. Where a burst of 32 is spread over 16 pairs, two
 /// packets each, every pair still has its rings looked at, its used index stored and its interrupt raised: `rx_pairs_` is bound to rise.
 /// With bursts in each pair (`full_pairs_`) only the steering is left, which a single pair needs none of.
 const SCALES: [(&str, f64); 3] = [
-    ("rx_pairs_", 1.0),
-    ("full_pairs_", 0.11),
+    ("rx_pairs_", 1.05),
+    ("full_pairs_", 0.10),
     ("rx_flows_", 0.10),
 ];
 

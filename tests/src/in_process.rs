@@ -36,11 +36,15 @@ impl Interrupt for Counter {
     }
 }
 
+/// Looks at the card whenever it has done what it had to do at an instant.
+pub type Watch = Box<dyn FnMut(&Card)>;
+
 /// A card, its wire, and the clock that they live by.
 #[derive(Clone)]
 pub struct World {
     card: Rc<RefCell<Card>>,
     now: Rc<Cell<Nanos>>,
+    watch: Rc<RefCell<Option<Watch>>>,
 }
 
 impl World {
@@ -57,6 +61,9 @@ impl World {
         loop {
             let now = self.now.get();
             while card.round(now) {}
+            if let Some(watch) = &mut *self.watch.borrow_mut() {
+                watch(&card);
+            }
             if stop() {
                 return true;
             }
@@ -74,6 +81,11 @@ impl World {
     /// Plays what happens up to `end`.
     pub fn run_until(&self, end: Nanos) {
         self.play(end, || false);
+    }
+
+    /// Has `watch` look at the card from now on.
+    pub fn set_watch(&self, watch: Watch) {
+        *self.watch.borrow_mut() = Some(watch);
     }
 }
 
@@ -123,6 +135,7 @@ impl InProcess {
             world: World {
                 card: Rc::new(RefCell::new(card)),
                 now: Rc::default(),
+                watch: Rc::default(),
             },
             queues: vec![None; queues],
             interrupts: (0..queues).map(|_| Arc::default()).collect(),

@@ -10,11 +10,13 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nic_backend::coalesce::CoalesceSpec;
 use nic_guest::net::CpuCost;
+use nic_model::moderation::Coalesce;
 use nic_model::phy::Speed;
+use nic_testbed::check::command as check;
 use nic_testbed::measure::closed_form::Arrivals;
 use nic_testbed::measure::report::{Report, Run};
 use nic_testbed::measure::{self, Experiment};
-use nic_testbed::talk;
+use nic_testbed::{talk, trace};
 
 /// A guest without a virtual machine: it drives virtio-net over vhost-user as Linux does, and measures.
 #[derive(Parser)]
@@ -32,12 +34,22 @@ struct Options {
 enum Command {
     /// Measure how often a NIC interrupts its guest, and compare it with what it should be
     ///
-    /// A generator on the wire offers UDP datagrams, the card moderates its interrupts (VIRTIO's notification coalescing), a
-    /// guest with Linux's NAPI takes them up to a socket. In virtual time, the default, it is exact and the same on every
+    /// A generator on the wire offers UDP datagrams, the card moderates its interrupts (VIRTIO's notification coalescing, or
+    /// a mode of its own), a guest with Linux's NAPI takes them up to a socket. In virtual time, the default, it is exact and the same on every
     /// machine; with --clock real a NIC with its threads and a guest run on this machine, over a vhost-user socket.
     Measure(Measure),
     /// Be a small host on a vhost-user-net backend, anybody's
     Talk(talk::Talk),
+    /// Attack a vhost-user-net backend, anybody's, and see whether it keeps to the rules
+    ///
+    /// Hostile guests, hostile front-ends and well-behaved ones: each case has a connection of its own and ends as pass, FAIL or
+    /// not offered. Exit status 1 if one failed.
+    Check(check::Check),
+    /// Show one packet's way through NIC and guest, stage by stage
+    ///
+    /// In virtual time: from the line to a socket and back, each stage with its time, its CPU and what it changed. The guest's stages
+    /// have the names of Linux's functions, and can be compared with what the kernel's function_graph tracer recorded.
+    Trace(trace::Trace),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,7 +96,10 @@ struct Measure {
     #[arg(long, value_name = "OCTETS", value_delimiter = ',', default_value = "64",
         value_parser = clap::value_parser!(u16).range(64..=9018))]
     frame_size: Vec<u16>,
-    /// Interrupt moderation as USECS,FRAMES or rx-usecs=N,rx-frames=N or off; repeatable [default: off 8,32 64,32 64,256 10000,32]
+    /// Interrupt moderation as USECS,FRAMES or rx-usecs=N,rx-frames=N or off, or a mode as itr=50, igb-dynamic, dim; repeatable
+    /// [default: off 8,32 64,32 64,256 10000,32]
+    ///
+    /// What the modes are is in vhost-user-nic serve --help. The adaptive ones have no figure to be compared with.
     #[arg(long, value_name = "SPEC", num_args = 1.., value_parser = moderation)]
     coalesce: Vec<CoalesceSpec>,
     /// How packets follow each other
@@ -163,13 +178,14 @@ fn moderation(text: &str) -> Result<CoalesceSpec, String> {
     let numbers =
         pair.and_then(|(usecs, frames)| Some((usecs.parse().ok()?, frames.parse().ok()?)));
     if let Some((usecs, frames)) = numbers {
-        let mut spec = CoalesceSpec::default();
-        (spec.rx.usecs, spec.rx.frames) = (usecs, frames);
-        return Ok(spec);
+        return Ok(CoalesceSpec {
+            rx: Coalesce { usecs, frames }.into(),
+            ..CoalesceSpec::default()
+        });
     }
     let spec: CoalesceSpec = text
         .parse()
-        .map_err(|error: nic_backend::coalesce::BadCoalesce| format!("{error}; or USECS,FRAMES"))?;
+        .map_err(|error: nic_backend::written::BadSpec| format!("{error}; or USECS,FRAMES"))?;
     if text.contains("tx-") {
         return Err("the guest only receives here: give rx-usecs and rx-frames".into());
     }
@@ -342,6 +358,14 @@ fn measure(options: &Measure) -> anyhow::Result<()> {
     }
 }
 
+fn trace(options: &trace::Trace) -> anyhow::Result<()> {
+    if let Err(wrong) = options.scenarios() {
+        let kind = clap::error::ErrorKind::ValueValidation;
+        Options::command().error(kind, wrong).exit()
+    }
+    trace::run(options)
+}
+
 /// Prints to standard output. A reader that has seen enough is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
@@ -359,6 +383,8 @@ fn main() -> ExitCode {
     let done = match options.command {
         Command::Measure(options) => measure(&options),
         Command::Talk(options) => talk::run(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Trace(options) => trace(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

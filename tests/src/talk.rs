@@ -1,18 +1,24 @@
 //! A small host on any vhost-user-net backend: `nic-guest talk`.
 //!
 //! It boots the guest's kernel on the backend's socket and does what a user would do first on a Linux: ping, and
-//! send datagrams to an echo service. Meanwhile it answers ARP and ping itself.
+//! send datagrams and streams to a service. Meanwhile it answers ARP and ping itself.
 
+mod stream;
+
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use clap::builder::PossibleValue;
 use clap::{Args, Subcommand};
 use nic_backend::clock::Clock;
 use nic_guest::memory::GuestMemory;
-use nic_guest::net::{Errno, Fd, Kernel, KernelConfig, Machine, Protocol, Received, SockType};
+use nic_guest::net::{
+    Errno, Fd, Kernel, KernelConfig, Machine, ProcFile, Protocol, Received, SockType,
+};
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use nic_guest::virtio_net::VirtnetInfo;
 use nic_guest::virtio_net::features::RING_PACKED;
@@ -44,6 +50,9 @@ pub struct Talk {
     /// How long to wait for the backend's socket, and for each answer
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Show a file of this host's /proc when it is done, or all; repeatable
+    #[arg(long, value_name = "FILE", value_parser = proc_files())]
+    proc: Vec<String>,
     #[command(subcommand)]
     action: Action,
 }
@@ -80,6 +89,24 @@ enum Action {
         #[arg(long, value_name = "PORT", conflicts_with = "target")]
         listen: Option<u16>,
     },
+    /// Send octets over a TCP connection, compare what comes back, if anything does, and wait until the service closes
+    TcpSend {
+        /// Where the service is: discard, echo (port 7), or another guest's tcp-recv
+        #[arg(default_value = "10.77.0.1:9")]
+        target: SocketAddrV4,
+        /// How many octets
+        #[arg(short = 'n', long, default_value_t = 10_000_000)]
+        octets: u64,
+    },
+    /// Take TCP connections of tcp-send and compare what comes
+    TcpRecv {
+        /// At this port
+        #[arg(long, value_name = "PORT", default_value_t = 9)]
+        listen: u16,
+        /// Until so many connections have ended
+        #[arg(short, long, default_value_t = 1)]
+        count: u64,
+    },
 }
 
 fn address(text: &str) -> Result<(Ipv4Addr, u8), String> {
@@ -88,6 +115,11 @@ fn address(text: &str) -> Result<(Ipv4Addr, u8), String> {
         .and_then(|(addr, bits)| Some((addr.parse().ok()?, bits.parse().ok()?)))
         .filter(|(_, bits)| (1..=32).contains(bits))
         .ok_or_else(|| "an address and a prefix length, as 10.77.0.2/24".into())
+}
+
+fn proc_files() -> Vec<PossibleValue> {
+    let files = ProcFile::ALL.iter().map(|file| file.path());
+    files.chain(["all"]).map(PossibleValue::new).collect()
 }
 
 fn neighbour(text: &str) -> Result<(Ipv4Addr, [u8; 6]), String> {
@@ -113,28 +145,55 @@ struct Host {
 /// The backend cannot be reached, refuses, or answers wrongly or not at all.
 pub fn run(options: &Talk) -> anyhow::Result<()> {
     let mut host = Host::boot(options)?;
-    match options.action {
-        Action::Ping {
-            target,
-            count,
-            interval,
-            size,
-        } => host.ping(target, count, interval, size.into()),
-        Action::UdpEcho {
-            count,
-            listen: Some(port),
-            ..
-        } => host.serve_echo(port, count),
-        Action::UdpEcho {
-            target,
-            count,
-            size,
-            listen: None,
-        } => host.udp_echo(target, count, size.into()),
-    }
+    let done = host.act(options);
+    // Who gets no answer wants to see it all the more.
+    let shown = host.show_proc(&options.proc);
+    done.and(shown)
 }
 
 impl Host {
+    fn act(&mut self, options: &Talk) -> anyhow::Result<()> {
+        match options.action {
+            Action::Ping {
+                target,
+                count,
+                interval,
+                size,
+            } => self.ping(target, count, interval, size.into()),
+            Action::UdpEcho {
+                count,
+                listen: Some(port),
+                ..
+            } => self.serve_echo(port, count),
+            Action::UdpEcho {
+                target,
+                count,
+                size,
+                listen: None,
+            } => self.udp_echo(target, count, size.into()),
+            Action::TcpSend { target, octets } => self.tcp_send(target, octets),
+            Action::TcpRecv { listen, count } => self.tcp_recv(listen, count),
+        }
+    }
+
+    /// Files of `/proc`, with a line before each that says which, where there are several.
+    fn show_proc(&self, names: &[String]) -> anyhow::Result<()> {
+        let all = names.iter().any(|name| name == "all");
+        for file in ProcFile::ALL {
+            let path = file.path();
+            if !all && !names.iter().any(|name| name == path) {
+                continue;
+            }
+            let mut text = String::new();
+            if all || names.len() > 1 {
+                text = format!("==> /proc/{path} <==\n");
+            }
+            self.kernel.proc_show(file, &mut text)?;
+            say(text.trim_end_matches('\n'))?;
+        }
+        Ok(())
+    }
+
     fn boot(options: &Talk) -> anyhow::Result<Self> {
         let memory = GuestMemory::new(GUEST_MEMORY)?;
         let how = VhostUserOptions {
@@ -157,6 +216,7 @@ impl Host {
         let config = KernelConfig {
             addr,
             prefix_len,
+            random_seed: RandomState::new().hash_one(0),
             ..KernelConfig::default()
         };
         let mut kernel = Kernel::new(dev, RealMachine(clock), config);
@@ -332,8 +392,18 @@ impl Host {
     fn diagnosis(&self) -> String {
         let stats = self.kernel.stats();
         let (rx, tx) = self.kernel.dev.stats();
+        // What the kernel dropped, and what the driver did before or behind it.
+        let driver = [
+            ("rx_length_errors", rx.length_errors),
+            ("rx_frame_errors", rx.frame_errors),
+            ("rx_ring_errors", rx.ring_errors),
+            ("tx_busy", tx.busy),
+            ("tx_too_long", tx.too_long),
+            ("tx_ring_errors", tx.ring_errors),
+        ];
         let drops: Vec<_> = stats
             .drops()
+            .chain(driver)
             .filter(|&(_, count)| count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();

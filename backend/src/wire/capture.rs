@@ -75,7 +75,7 @@ impl CaptureWriter {
     pub fn write(&mut self, frame: &Frame) {
         let len = match frame.fcs {
             Fcs::Offloaded => frame.len(),
-            Fcs::Present => frame.len().saturating_sub(FCS),
+            Fcs::Present | Fcs::Dribbled => frame.len().saturating_sub(FCS),
         };
         if !self.failed {
             let done = self.record(frame.arrival, &frame.bytes()[..len]);

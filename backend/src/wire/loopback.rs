@@ -26,6 +26,17 @@ pub struct Loopback {
 }
 
 impl Loopback {
+    /// Frames that came back, and those that were dropped or lost.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.returned, self.dropped + self.link_lost)
+    }
+
+    /// Gives all that is under way back to `pool`.
+    pub(super) fn clear(&mut self, pool: &mut Pool) {
+        self.link_changed(Nanos::ZERO, false);
+        self.clear_lost(pool);
+    }
+
     fn clear_lost(&mut self, pool: &mut Pool) {
         pool.give_all(self.line.drain(..self.lost));
         self.lost = 0;
@@ -54,6 +65,10 @@ impl Wire for Loopback {
 
     fn next_deadline(&self) -> Option<Nanos> {
         self.line.get(self.lost).map(|frame| frame.arrival)
+    }
+
+    fn is_passive(&self) -> bool {
+        true
     }
 
     fn link_changed(&mut self, _: Nanos, up: bool) {

@@ -23,8 +23,7 @@ use nic_model::time::Nanos;
 use super::capture::CaptureWriter;
 use super::pace::Pace;
 use super::{OpenError, Wire};
-pub use reader::CaptureError;
-use reader::{Next, Reader};
+pub use reader::{CaptureError, Next, Reader};
 
 /// How long what was written may stay in memory.
 const FLUSH_AFTER: Duration = Duration::from_millis(100);

@@ -10,12 +10,14 @@ use nic_model::mac::MIN_FRAME;
 
 use super::generator::{Generator, Load, MAX_FLOWS};
 use super::loopback::Loopback;
+use super::mac_control::MacControl;
 use super::none::NoWire;
 use super::partner::Partner;
 use super::pcap::Replay;
 use super::sink::Sink;
 use super::tap::{self, Tap};
 use super::{OpenError, PortFacts, Wire};
+use crate::written::{self, BadSpec};
 
 /// The longest frame at the largest MTU, with its check sequence.
 const LONGEST: u64 = (u16::MAX as usize + ETHERNET_HEADER + FCS) as u64;
@@ -58,18 +60,12 @@ pub enum WireSpec {
     Tap {
         /// The interface's name.
         name: String,
+        /// Its queues.
+        queues: u16,
     },
 }
 
-/// What is wrong with the text of a wire.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{text:?} is no wire: {reason}; use none, loopback, partner, sink, generator[:pps=N,size=N,flows=N,count=N,random=SEED], pcap=IN[,OUT][,pps=N] or tap=NAME"
-)]
-pub struct BadWire {
-    text: String,
-    reason: String,
-}
+const USAGE: &str = "none, loopback, partner, sink, generator[:pps=N,size=N,flows=N,count=N,random=SEED], pcap=IN[,OUT][,pps=N] or tap=NAME[,queues=N]";
 
 impl WireSpec {
     /// Plugs the wire into the port of `facts`.
@@ -77,7 +73,7 @@ impl WireSpec {
     /// # Errors
     /// What it needs is not there, or the port cannot use it.
     pub fn open(&self, facts: &PortFacts) -> Result<Box<dyn Wire>, OpenError> {
-        Ok(match self {
+        let wire: Box<dyn Wire> = match self {
             WireSpec::None => Box::new(NoWire::default()),
             WireSpec::Loopback => Box::new(Loopback::default()),
             WireSpec::Partner => Box::new(Partner::new(facts)),
@@ -101,13 +97,18 @@ impl WireSpec {
             WireSpec::Pcap { input, output, pps } => {
                 Box::new(Replay::open(input, output.as_deref(), *pps)?)
             }
-            WireSpec::Tap { name } => {
+            WireSpec::Tap { name, queues } => {
                 let named = |reason| OpenError::Tap {
                     name: name.clone(),
                     reason,
                 };
-                Box::new(Tap::open(name, facts.mtu).map_err(named)?)
+                Box::new(Tap::open(name, facts.mtu, *queues).map_err(named)?)
             }
+        };
+        Ok(if facts.flow_control {
+            Box::new(MacControl::before(wire, facts.speed))
+        } else {
+            wire
         })
     }
 }
@@ -148,18 +149,16 @@ impl fmt::Display for WireSpec {
                 }
                 Ok(())
             }
-            WireSpec::Tap { name } => write!(f, "tap={name}"),
+            WireSpec::Tap { name, queues: 1 } => write!(f, "tap={name}"),
+            WireSpec::Tap { name, queues } => write!(f, "tap={name},queues={queues}"),
         }
     }
 }
 
 impl FromStr for WireSpec {
-    type Err = BadWire;
-    fn from_str(text: &str) -> Result<Self, BadWire> {
-        parse(text).map_err(|reason| BadWire {
-            text: text.to_owned(),
-            reason,
-        })
+    type Err = BadSpec;
+    fn from_str(text: &str) -> Result<Self, BadSpec> {
+        written::read(text, "is no wire", USAGE, parse)
     }
 }
 
@@ -193,18 +192,18 @@ fn parse(text: &str) -> Result<WireSpec, String> {
 fn generator(options: &str) -> Result<WireSpec, String> {
     let (mut pps, mut size, mut flows, mut count) = (None, MIN_FRAME, 1, None);
     let mut random = None;
-    for option in options.split(',').filter(|_| !options.is_empty()) {
-        match option.split_once('=') {
-            Some(("pps", value)) => pps = Some(rate(value)?),
-            Some(("size", value)) => {
-                size = number("size", value, MIN_FRAME as u64, LONGEST)? as usize;
-            }
-            Some(("flows", value)) => {
-                flows = number("flows", value, 1, u64::from(MAX_FLOWS))? as u32;
-            }
-            Some(("count", value)) => count = Some(number("count", value, 1, u64::MAX)?),
-            Some(("random", value)) => random = Some(number("random", value, 0, u64::MAX)?),
-            _ => return Err(format!("the generator has no option {option:?}")),
+    let options = match options {
+        "" => Vec::new(),
+        options => written::pairs(options)?,
+    };
+    for (name, value) in options {
+        match name {
+            "pps" => pps = Some(rate(value)?),
+            "size" => size = number("size", value, MIN_FRAME as u64, LONGEST)? as usize,
+            "flows" => flows = number("flows", value, 1, u64::from(MAX_FLOWS))? as u32,
+            "count" => count = Some(number("count", value, 1, u64::MAX)?),
+            "random" => random = Some(number("random", value, 0, u64::MAX)?),
+            _ => return Err(format!("the generator has no option {name:?}")),
         }
     }
     if random.is_some() && pps.is_none() {
@@ -241,13 +240,27 @@ fn pcap(options: &str) -> Result<WireSpec, String> {
     Ok(WireSpec::Pcap { input, output, pps })
 }
 
-fn tap(name: &str) -> Result<WireSpec, String> {
+fn tap(options: &str) -> Result<WireSpec, String> {
+    let (name, options) = match options.split_once(',') {
+        Some((name, options)) => (name, Some(options)),
+        None => (options, None),
+    };
     if !tap::is_name(name) {
         return Err(format!(
-            "{name:?} is no interface's name, which has 1 to 15 characters and no space, slash, colon or percent sign"
+            "{name:?} is no interface's name, which has 1 to 15 characters and no space, slash, colon, comma or percent sign"
         ));
     }
-    Ok(WireSpec::Tap { name: name.into() })
+    let mut queues = 1;
+    for (name, value) in options.map_or(Ok(Vec::new()), written::pairs)? {
+        match name {
+            "queues" => queues = number("queues", value, 1, tap::MAX_QUEUES.into())? as u16,
+            _ => return Err(format!("tap has no option {name:?}")),
+        }
+    }
+    Ok(WireSpec::Tap {
+        name: name.into(),
+        queues,
+    })
 }
 
 fn rate(value: &str) -> Result<NonZeroU64, String> {
@@ -291,8 +304,9 @@ mod tests {
 
     #[test]
     fn what_users_write_is_understood_and_written_back() {
-        let tap0 = WireSpec::Tap {
+        let tap0 = |queues| WireSpec::Tap {
             name: "tap0".into(),
+            queues,
         };
         for (text, spec) in [
             ("none", WireSpec::None),
@@ -311,7 +325,9 @@ mod tests {
             ("pcap=in,pps=7", pcap("in", None, 7)),
             ("pcap=in,pps=7,out", pcap("in", Some("out"), 7)),
             ("pcap=in,x=y", pcap("in", Some("x=y"), 0)),
-            ("tap=tap0", tap0),
+            ("tap=tap0", tap0(1)),
+            ("tap=tap0,queues=1", tap0(1)),
+            ("tap=tap0,queues=16", tap0(16)),
         ] {
             assert_eq!(text.parse::<WireSpec>().unwrap(), spec, "{text}");
             assert_eq!(
@@ -331,7 +347,8 @@ mod tests {
             ("partner:x", "partner takes no options, remove \":x\""),
             ("none=1", "none takes no options"),
             ("generator=5", "follow a colon"),
-            ("generator:pps", "no option \"pps\""),
+            ("generator:pps", "\"pps\" is not NAME=VALUE"),
+            ("generator:pps=1,pps=2", "pps is said twice"),
             (
                 "generator:pps=0",
                 "pps= is a number from 1 to 1000000000, not \"0\"",
@@ -351,8 +368,8 @@ mod tests {
                 "generator:count=-1",
                 "count= is a number from 1 up, not \"-1\"",
             ),
-            ("generator:rate=5", "no option \"rate=5\""),
-            ("generator:pps=5,", "no option \"\""),
+            ("generator:rate=5", "no option \"rate\""),
+            ("generator:pps=5,", "\"\" is not NAME=VALUE"),
             ("pcap", "which capture is missing"),
             ("pcap:in", "which capture is missing"),
             ("pcap=", "which capture is missing"),
@@ -363,10 +380,19 @@ mod tests {
             ("tap=", "\"\" is no interface's name"),
             ("tap=abcdefghijklmnop", "no interface's name"),
             ("tap=tap%d", "no interface's name"),
+            ("tap=,queues=2", "\"\" is no interface's name"),
+            ("tap=tap0,", "\"\" is not NAME=VALUE"),
+            ("tap=tap0,queues", "\"queues\" is not NAME=VALUE"),
+            ("tap=tap0,mtu=1", "tap has no option \"mtu\""),
+            (
+                "tap=tap0,queues=0",
+                "queues= is a number from 1 to 16, not \"0\"",
+            ),
+            ("tap=tap0,queues=17", "not \"17\""),
         ] {
             let error = text.parse::<WireSpec>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
-            assert!(error.contains("is no wire") && error.contains("or tap=NAME"));
+            assert!(error.contains("is no wire") && error.contains("or tap=NAME[,queues=N]"));
         }
     }
 

@@ -26,6 +26,7 @@ pub(super) fn execute(
             for queue in (pairs..context.port.queue_pairs()).map(QueueIndex) {
                 let mut stale = context.pairs.abandon(queue);
                 context.port.release(queue, stale.drain(..));
+                context.port.abandon(queue, &mut Vec::new());
             }
         }
         VIRTIO_NET_CTRL_MQ_RSS_CONFIG => {

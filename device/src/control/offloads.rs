@@ -7,6 +7,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
 
 use super::{Context, Refusal, Reply};
 use crate::features::Features;
+use crate::nic::coalesced;
 
 pub(super) fn execute(
     context: &mut Context<'_>,
@@ -19,10 +20,15 @@ pub(super) fn execute(
     }
     let bits = data.try_into().map_err(|_| Refusal::Malformed)?;
     let wanted = Features::from_bits(u64::from_le_bytes(bits)).ok_or(Refusal::Malformed)?;
-    let possible = context.device.acked() & Features::GUEST_OFFLOADS;
-    if !possible.contains(wanted) {
+    let acked = context.device.acked();
+    let possible = acked & Features::GUEST_OFFLOADS;
+    // Linux counts GUEST_HDRLEN among them. There is nothing about it to switch: it is the driver's own word.
+    let said = possible | acked & Features::GUEST_HDRLEN;
+    if !said.contains(wanted) {
         return Err(Refusal::Malformed);
     }
     context.pairs.switch_offloads_off(possible - wanted);
+    // What it does not take need not be merged first.
+    context.port.rsc.switch(coalesced(wanted));
     Ok(Reply::new())
 }

@@ -1,17 +1,17 @@
 //! Device statistics: the driver reads what the card has counted (VIRTIO 1.4, 5.1.6.5.11).
 //!
 //! A request is an array of virtqueues and, for each, the groups that it asks for; the answer is one record a group,
-//! each behind its own header. One bad entry refuses the whole request. There are groups for what the card does: none for
-//! speed allowances.
+//! each behind its own header. One bad entry refuses the whole request.
 
-use nic_model::counters::{Drop, LineCounters};
+use nic_model::counters::{Drop, Exceeded, LineCounters};
 use nic_model::frame::FCS;
 use nic_model::host::Direction;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_STATS_GET, VIRTIO_NET_CTRL_STATS_QUERY, VIRTIO_NET_STATS_TYPE_REPLY_CVQ,
     VIRTIO_NET_STATS_TYPE_REPLY_RX_BASIC, VIRTIO_NET_STATS_TYPE_REPLY_RX_CSUM,
-    VIRTIO_NET_STATS_TYPE_REPLY_RX_GSO, VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC,
-    VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM, VIRTIO_NET_STATS_TYPE_REPLY_TX_GSO,
+    VIRTIO_NET_STATS_TYPE_REPLY_RX_GSO, VIRTIO_NET_STATS_TYPE_REPLY_RX_SPEED,
+    VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC, VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM,
+    VIRTIO_NET_STATS_TYPE_REPLY_TX_GSO, VIRTIO_NET_STATS_TYPE_REPLY_TX_SPEED,
 };
 
 use super::{Context, ControlCounters, HalfCounters, Refusal, Reply};
@@ -29,21 +29,25 @@ enum Group {
     RxBasic = VIRTIO_NET_STATS_TYPE_REPLY_RX_BASIC as u8,
     RxCsum = VIRTIO_NET_STATS_TYPE_REPLY_RX_CSUM as u8,
     RxGso = VIRTIO_NET_STATS_TYPE_REPLY_RX_GSO as u8,
+    RxSpeed = VIRTIO_NET_STATS_TYPE_REPLY_RX_SPEED as u8,
     TxBasic = VIRTIO_NET_STATS_TYPE_REPLY_TX_BASIC as u8,
     TxCsum = VIRTIO_NET_STATS_TYPE_REPLY_TX_CSUM as u8,
     TxGso = VIRTIO_NET_STATS_TYPE_REPLY_TX_GSO as u8,
+    TxSpeed = VIRTIO_NET_STATS_TYPE_REPLY_TX_SPEED as u8,
     Control = VIRTIO_NET_STATS_TYPE_REPLY_CVQ as u8,
 }
 
 impl Group {
     /// All, in the order of a reply.
-    const ALL: [Group; 7] = [
+    const ALL: [Group; 9] = [
         Group::RxBasic,
         Group::RxCsum,
         Group::RxGso,
+        Group::RxSpeed,
         Group::TxBasic,
         Group::TxCsum,
         Group::TxGso,
+        Group::TxSpeed,
         Group::Control,
     ];
 
@@ -59,7 +63,9 @@ impl Group {
             Group::TxCsum => Features::CSUM,
             Group::RxGso => Features::GUEST_GSO,
             Group::TxGso => Features::HOST_GSO,
-            Group::RxBasic | Group::TxBasic | Group::Control => Features::DEVICE_STATS,
+            Group::RxBasic | Group::RxSpeed | Group::TxBasic | Group::TxSpeed | Group::Control => {
+                Features::DEVICE_STATS
+            }
         }
     }
 }
@@ -152,7 +158,7 @@ fn received(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         virtqueue.packets,
         virtqueue.bytes,
         virtqueue.interrupts_sent,
-        pair.drops.received() + line.rx_overflows,
+        pair.drops.received() + line.rx_overflows + line.rx_exceeded.frames,
         line.rx_overflows,
     ];
     let csum = vec![
@@ -167,7 +173,13 @@ fn received(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         (Group::RxBasic, basic),
         (Group::RxCsum, csum),
         (Group::RxGso, gso),
+        (Group::RxSpeed, speed(line.rx_exceeded)),
     ]
+}
+
+/// What exceeds a rate: as above, without check sequences.
+fn speed(Exceeded { frames, octets }: Exceeded) -> Vec<u64> {
+    vec![frames, octets - FCS as u64 * frames]
 }
 
 fn sent(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
@@ -178,7 +190,7 @@ fn sent(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         // A driver's packets have no check sequence.
         line.tx_octets - FCS as u64 * line.tx_frames,
         virtqueue.interrupts_sent,
-        pair.drops.transmitted() + line.tx_link_down,
+        pair.drops.transmitted() + line.tx_link_down + line.tx_abandoned,
         pair.drops.get(Drop::TxMalformed) + pair.drops.get(Drop::TxUndersize),
     ];
     let needed = pair.tx_checksum_inserted;
@@ -197,6 +209,7 @@ fn sent(counters: &HalfCounters, line: &LineCounters) -> Vec<Record> {
         (Group::TxBasic, basic),
         (Group::TxCsum, csum),
         (Group::TxGso, gso),
+        (Group::TxSpeed, speed(line.tx_exceeded)),
     ]
 }
 

@@ -16,9 +16,9 @@ fn status(bench: &Bench) -> u8 {
 fn a_link_that_comes_up_again_asks_until_the_driver_answers() {
     let mut bench = Bench::new(ANNOUNCE);
     assert_eq!(status(&bench), 1, "not at first");
-    assert!(!bench.nic.port.set_link(true) && status(&bench) == 1);
-    assert!(bench.nic.port.set_link(false) && status(&bench) == 0);
-    assert!(bench.nic.port.set_link(true) && status(&bench) == 3);
+    assert!(!bench.nic.port.set_link(Nanos::ZERO, true) && status(&bench) == 1);
+    assert!(bench.nic.port.set_link(Nanos::ZERO, false) && status(&bench) == 0);
+    assert!(bench.nic.port.set_link(Nanos::ZERO, true) && status(&bench) == 3);
     assert!(bench.nic.status().port.announce);
     assert_eq!(command(&mut bench, &[], &[3, 0]), OK);
     assert_eq!(status(&bench), 1);
@@ -44,7 +44,10 @@ fn a_driver_that_cannot_answer_is_not_asked() {
     ] {
         let mut bench = Bench::new(features);
         assert!(!bench.nic.port.ask_to_announce());
-        assert!(bench.nic.port.set_link(false) && bench.nic.port.set_link(true));
+        assert!(
+            bench.nic.port.set_link(Nanos::ZERO, false)
+                && bench.nic.port.set_link(Nanos::ZERO, true)
+        );
         assert_eq!(status(&bench), 1, "{features}");
     }
     let mut bench = Bench::new(BASE);

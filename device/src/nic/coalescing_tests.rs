@@ -237,7 +237,7 @@ fn a_reset_restores_what_the_card_came_with() {
         frames: 9,
     };
     let config = PortConfig {
-        rx_coalesce: came,
+        rx_coalesce: came.into(),
         ..PortConfig::default()
     };
     let mut nic = Nic::new(&config, COALESCING);

@@ -135,6 +135,7 @@ fn what_cannot_be_cut_is_dropped_and_counted() {
         change(0, 0),
         change(1, 4),
         change(1, 5),
+        // Neither a datagram of UDP, nor such with CWR.
         change(1, 3),
         change(1, 0x83),
         // Sizes of 168, less than needed for as few segments.
@@ -357,7 +358,7 @@ fn what_was_not_accepted_cannot_be_switched_on_and_a_reset_restores() {
         Features::GUEST_USO6.bits(),
         Features::HOST_TSO4.bits(),
         Features::VERSION_1.bits(),
-        1 << 10,
+        1 << 6,
         u64::MAX,
     ] {
         refused(&mut bench, &bits.to_le_bytes());
@@ -372,9 +373,17 @@ fn what_was_not_accepted_cannot_be_switched_on_and_a_reset_restores() {
     assert!(bench.nic.device.guest_offloads().is_empty());
     bench.nic.reset();
     bench.nic.set_features(features).unwrap();
+    let sends = features.intersects(Features::HOST_GSO);
+    assert_eq!(bench.nic.port.host_sends_super, sends);
     let all = features & Features::GUEST_OFFLOADS;
     assert_eq!(bench.nic.device.guest_offloads(), all);
 
+    let mut bench = Bench::new(LINUX);
+    let exact = (Features::GUEST_CSUM | Features::GUEST_HDRLEN).bits();
+    assert_eq!(set_offloads(&mut bench, &exact.to_le_bytes()), 1);
+    let mut bench = Bench::new(LINUX | Features::GUEST_HDRLEN);
+    assert_eq!(set_offloads(&mut bench, &exact.to_le_bytes()), 0);
+    assert_eq!(bench.nic.device.guest_offloads(), Features::GUEST_CSUM);
     let mut bench = Bench::new(LINUX - Features::CTRL_GUEST_OFFLOADS);
     assert_eq!(set_offloads(&mut bench, &[0; 8]), 1);
 }

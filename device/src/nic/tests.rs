@@ -208,7 +208,7 @@ fn a_reset_forgets_the_driver_and_keeps_the_counts() {
 #[test]
 fn without_a_link_what_is_sent_comes_back() {
     let mut bench = Bench::new(BASE);
-    bench.nic.port.phy.set_link(false);
+    bench.nic.port.phy.set_link(Nanos::ZERO, false);
     bench.send(BUFFERS, &[0; 72]);
     assert!(bench.poll());
     assert_eq!(bench.used(TX).len(), 1);

@@ -146,49 +146,59 @@ proptest! {
                 if std::mem::take(&mut asleep) {
                     prop_assert!(driver.would_kick(old, event_idx), "the device sleeps on");
                 }
-                posted.push_back((id, entries, buffers));
+                let plain = !indirect && buffers.len() == 1 && !across_mappings(&buffers[0]);
+                posted.push_back((id, entries, buffers, plain));
             }
             let before = guest.snapshot();
             let mut changed = Vec::new();
             let available = device.ring.begin().unwrap();
             prop_assert!((available == 0) == posted.is_empty());
             prop_assert!(usize::from(available) >= posted.len());
-            if rewind && let Some((id, entries, _)) = posted.front() {
+            if rewind && let Some((id, entries, ..)) = posted.front() {
                 let position = device.ring.position();
                 let chain = Chain { id: *id, entries: *entries };
                 prop_assert_eq!(device.fetch(), Ok(Some(chain)));
                 device.ring.rewind(position);
             }
-            for mut len in lengths.into_iter().take(if leave { 3 } else { 12 }) {
-                let at = device.at();
-                let Some((id, entries, buffers)) = posted.pop_front() else {
+            let mut lengths: VecDeque<u16> = lengths.into_iter().take(if leave { 3 } else { 12 }).collect();
+            let memory = device.memory.clone();
+            while !lengths.is_empty() {
+                let Some((id, entries, buffers, plain)) = posted.front() else {
                     prop_assert_eq!(device.fetch(), Ok(None));
-                    let place = device.ring.fetch_place(&device.memory, Access::Read, 0);
-                    prop_assert!(place.is_none());
+                    prop_assert_eq!(device.ring.use_places(&memory, Access::Read, 1, |_| Some(0)), 0);
                     break;
                 };
-                let chain = Chain { id, entries };
-                if !written && !buffers.iter().any(|buffer| buffer.writable) {
-                    len = 0;
+                let written_to = |buffer: &Buffer, len| if written || buffer.writable { len } else { 0 };
+                let writable = buffers[0].writable;
+                let (access, other) = if writable { (Access::Write, Access::Read) } else { (Access::Read, Access::Write) };
+                prop_assert_eq!(device.ring.use_places(&memory, other, 1, |_| Some(1)), 0);
+                let mut at = device.at();
+                // As long as they are plain and wanted, and to the ring's end.
+                let refused = |len: u16| len % 8 == 7;
+                let expected = (posted.iter().zip(&lengths).take(usize::from(size - at.index)))
+                    .take_while(|((_, _, buffers, plain), len)| *plain && buffers[0].writable == writable && !refused(**len))
+                    .count();
+                let mut offered = posted.iter().zip(&lengths);
+                let used = device.ring.use_places(&memory, access, lengths.len(), |place| {
+                    let ((_, _, buffers, _), &len) = offered.next().expect("no more than was asked for");
+                    assert_eq!(place.len(), buffers[0].len as usize);
+                    (!refused(len)).then(|| written_in_place(&buffers[0], len).into())
+                });
+                prop_assert_eq!(used, expected);
+                if used == 0 {
+                    prop_assert!(!plain || refused(lengths[0]));
+                    let chain = Chain { id: *id, entries: *entries };
+                    check(&mut device, &guest, chain, buffers)?;
+                    let len = buffers.iter().map(|buffer| written_to(buffer, lengths[0])).max().unwrap();
+                    device.ring.complete(chain, len.into());
+                    completion(chain.id, at, len, &mut changed, &mut completed);
+                    posted.pop_front();
+                    lengths.pop_front();
                 }
-                let [only] = &buffers[..] else {
-                    prop_assert!(device.ring.fetch_place(&device.memory, Access::Write, 0).is_none());
-                    check(&mut device, &guest, chain, &buffers)?;
-                    complete(&mut device, chain, at, len, &mut changed, &mut completed);
-                    continue;
-                };
-                let access = if only.writable { Access::Write } else { Access::Read };
-                let other = if only.writable { Access::Read } else { Access::Write };
-                let len_of = only.len as usize;
-                prop_assert!(device.ring.fetch_place(&device.memory, other, 1).is_none());
-                prop_assert!(device.ring.fetch_place(&device.memory, access, len_of + 1).is_none());
-                let memory = device.memory.clone();
-                if let Some((taken, _)) = device.ring.fetch_place(&memory, access, len_of) {
-                    prop_assert_eq!(taken, chain);
-                } else {
-                    check(&mut device, &guest, chain, &buffers)?;
+                for ((id, _, buffers, _), len) in posted.drain(..used).zip(lengths.drain(..used)) {
+                    completion(id, at, written_in_place(&buffers[0], len), &mut changed, &mut completed);
+                    at = at.after(1, size);
                 }
-                complete(&mut device, chain, at, len, &mut changed, &mut completed);
             }
             prop_assert_eq!(driver.used(), vec![], "shown before it is published");
             prop_assert_eq!(guest.changed_outside(&before, &changed), None);
@@ -264,23 +274,31 @@ fn check(
     Ok(())
 }
 
-/// The device completes the chain that it took at `at`; of memory only what the driver does not look at may change.
-fn complete(
-    device: &mut Device,
-    chain: Chain,
+/// Whether the device cannot see `buffer` in one piece.
+fn across_mappings(buffer: &Buffer) -> bool {
+    buffer.addr < BORDER && buffer.addr + u64::from(buffer.len) > BORDER
+}
+
+/// Octets that the device writes in place: some, if it may write.
+fn written_in_place(buffer: &Buffer, len: u16) -> u16 {
+    if buffer.writable { len.max(1) } else { 0 }
+}
+
+/// The device has completed the chain `id` that it took at `at`; of memory only what the driver does not look at may have changed.
+fn completion(
+    id: u16,
     at: At,
     len: u16,
     changed: &mut Vec<(u64, u64)>,
     completed: &mut Vec<(At, u16, u32)>,
 ) {
-    device.ring.complete(chain, u32::from(len));
     let place = |at: At| 16 * u64::from(at.index) + 8;
     match completed.first() {
         None => changed.push((place(at), 6)),
         // With IN_ORDER it may stand for more than one.
         Some(&(first, _, _)) => changed.extend([(place(first), 6), (place(at), 8)]),
     }
-    completed.push((at, chain.id, u32::from(len)));
+    completed.push((at, id, u32::from(len)));
 }
 
 #[test]
@@ -306,6 +324,29 @@ fn one_used_descriptor_stands_for_all_that_was_only_read() {
     assert_eq!(skipped(&[&read, &read, &write, &read]), 1);
     assert_eq!(skipped(&[&both, &read, &read]), 0);
     assert_eq!(skipped(&[&read, &read]), 1, "a burst of its own");
+}
+
+#[test]
+fn nothing_stands_for_a_writable_chain_that_was_taken_before_others_were_shown() {
+    let guest = Guest::new();
+    let mut driver = PackedDriver::new(&guest, 0, 7, FRESH);
+    driver.in_order = true;
+    let mut device = Device::new(&driver, BASE | Features::IN_ORDER);
+    let chains = [
+        readable(BUFFERS, 1),
+        writable(BUFFERS, 1),
+        readable(BUFFERS, 1),
+    ];
+    let ids = chains.map(|buffer| driver.post(&[buffer]));
+    let [first, written, last] = [(); 3].map(|()| device.fetch().unwrap().unwrap());
+    device.ring.complete(first, 0);
+    device.ring.publish();
+    assert_eq!(driver.used(), [(ids[0], 0)]);
+    device.ring.complete(written, 0);
+    device.ring.complete(last, 0);
+    device.ring.publish();
+    assert_eq!(driver.used(), [(ids[1], 0), (ids[2], 0)]);
+    assert_eq!(driver.skipped, 0);
 }
 
 #[test]
@@ -633,8 +674,9 @@ fn what_no_driver_may_do_is_told_apart() {
             let mut device = Device::new(&driver, features);
             assert_eq!(device.ring.begin(), Ok(SIZE), "{name}");
             for access in [Access::Read, Access::Write] {
-                let place = device.ring.fetch_place(&guest.memory, access, 1);
-                assert!(place.is_none(), "{name}");
+                let want = |place: Place<'_>| (!place.is_empty()).then_some(0);
+                let used = device.ring.use_places(&guest.memory, access, 1, want);
+                assert_eq!(used, 0, "{name}");
             }
             assert_eq!(device.fetch(), Err(fault), "{name}");
             assert_eq!(device.at(), start, "{name}: its chain is not taken");
@@ -667,7 +709,8 @@ fn every_fault_that_a_packed_ring_can_have_has_a_hostile_driver() {
         Fault::NextOutOfRange,
         Fault::IndirectNested,
     ];
-    let elsewhere = [Fault::ChainTooBig, Fault::NotWritable];
+    // Memory that is gone is no driver's doing.
+    let elsewhere = [Fault::ChainTooBig, Fault::NotWritable, Fault::MemoryGone];
     for fault in Fault::ALL {
         let tried = HOSTILE.iter().any(|case| case.1 == *fault) || elsewhere.contains(fault);
         assert_ne!(tried, others.contains(fault), "{fault:?}");
@@ -707,6 +750,13 @@ fn what_is_legal_is_accepted() {
         d.post_indirect(TABLE, &all);
     });
     assert_eq!(table, (1, octets, 0));
+    // A table whose only descriptor lies across two mappings that adjoin.
+    let across = fetch(WITH_INDIRECT, &|d| {
+        d.guest.write(BORDER - 8, &BUFFERS.to_le_bytes());
+        d.guest.write(BORDER, &[5, 0, 0, 0, 0, 0, 0, 0]);
+        direct(d, &[(BORDER - 8, 16, INDIRECT)]);
+    });
+    assert_eq!(across, (1, guest.read(BUFFERS, 5), 0));
     // Flags that nobody knows.
     let unknown = fetch(BASE, &|d| direct(d, &[(BUFFERS, 1, 0x7f78)]));
     assert_eq!(unknown, (1, guest.read(BUFFERS, 1), 0));

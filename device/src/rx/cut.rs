@@ -101,7 +101,7 @@ fn pieces<R: Ring>(
             None => complete(frame, segment),
         }
         let start = ring.position();
-        let gathered = gather(ring, dma, features, segment);
+        let gathered = gather::<R, false>(ring, dma, features, segment);
         match gathered.inspect_err(|_| ring.rewind(start))? {
             Outcome::Delivered => {
                 tally.segments += 1;

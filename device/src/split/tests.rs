@@ -110,6 +110,82 @@ fn chain() -> impl Strategy<Value = Chain> {
 }
 
 proptest! {
+    /// Chains that are used where they are leave what those leave that are taken and completed one by one.
+    #[test]
+    fn places_are_used_as_if_they_were_taken_one_by_one(
+        log_size in 0u32..=6,
+        start in start(),
+        seed in any::<u64>(),
+        rounds in vec((vec(prop_oneof![vec(buffer(false), 1..3), vec(buffer(true), 1..3)], 1..20), 0usize..24), 1..12),
+    ) {
+        let size = 1u16 << log_size;
+        let guest = Guest::new();
+        guest.write(BUFFERS, &noise((HOLE - BUFFERS) as usize, seed));
+        let mut driver = Driver::new(&guest, 0, size, start);
+        let copy = guest.copy();
+        let mut device = Device::new(&driver, BASE);
+        let mut one_by_one = SplitRing::new(copy.memory.clone(), &driver.layout, BASE).unwrap();
+        for (chains, wanted) in rounds {
+            for buffers in chains {
+                if buffers.len() <= driver.free.len() {
+                    driver.post(&buffers);
+                }
+            }
+            for (addr, bytes) in guest.snapshot() {
+                if addr > 0 {
+                    copy.write(addr, &bytes);
+                    continue;
+                }
+                // But for the used ring, which each device writes in its own memory.
+                let (used, len) = driver.used_ring();
+                copy.write(0, &bytes[..used as usize]);
+                copy.write(used + len, &bytes[(used + len) as usize..]);
+            }
+            prop_assert_eq!(device.ring.begin(), one_by_one.begin());
+            // Not each place that is offered is wanted.
+            let mut left = wanted;
+            loop {
+                let mut used = [Access::Read, Access::Write].map(|access| {
+                    let mut offered = Vec::new();
+                    let count = device.ring.use_places(&guest.memory, access, left, |place| {
+                        let wants = place.len() % 8 != 7;
+                        let written = if access == Access::Write { place.len() as u32 } else { 0 };
+                        offered.extend(wants.then_some((access, place.len(), written)));
+                        wants.then_some(written)
+                    });
+                    assert_eq!(count, offered.len());
+                    left -= count;
+                    offered
+                }).concat();
+                if used.is_empty() && left > 0
+                    && let Some(head) = device.fetch().unwrap() {
+                    left -= 1;
+                    device.ring.complete(ring::Chain::new(head), 1);
+                    used.push((Access::Read, 0, 1));
+                }
+                if used.is_empty() {
+                    break;
+                }
+                for (access, len, written) in used {
+                    let (mut readable, mut writable) = (Scatter::new(copy.memory.clone(), 4), Scatter::new(copy.memory.clone(), 4));
+                    let chain = one_by_one.fetch(&mut readable, &mut writable).unwrap().unwrap();
+                    if len > 0 {
+                        let list = if access == Access::Write { &writable } else { &readable };
+                        prop_assert_eq!(list.len(), len as u64);
+                        prop_assert_eq!(readable.len() + writable.len(), len as u64);
+                    }
+                    one_by_one.complete(chain, written);
+                }
+            }
+            device.ring.publish();
+            one_by_one.publish();
+            let (addr, len) = driver.used_ring();
+            prop_assert_eq!(guest.read(addr, len as usize), copy.read(addr, len as usize));
+            prop_assert_eq!(device.ring.position(), one_by_one.position());
+            driver.used();
+        }
+    }
+
     /// virtio-queue sees the same chains in the same memory, and leaves the same used ring behind.
     #[test]
     fn valid_rings_are_walked_as_virtio_queue_does(
@@ -769,7 +845,8 @@ fn a_chain_holds_up_to_two_to_the_power_of_32_octets() {
 
 #[test]
 fn every_fault_of_a_ring_has_a_hostile_driver() {
-    let elsewhere = [Fault::ChainTooBig, Fault::NotWritable];
+    // Memory that is gone is no driver's doing.
+    let elsewhere = [Fault::ChainTooBig, Fault::NotWritable, Fault::MemoryGone];
     for fault in Fault::ALL {
         let tried = HOSTILE.iter().any(|case| case.1 == *fault) || elsewhere.contains(fault);
         assert!(tried, "{fault:?}");
@@ -849,6 +926,12 @@ fn what_is_legal_is_accepted() {
         refer(d, TABLE, 1600);
     });
     assert_eq!(large.0, guest.read(BUFFERS, 2));
+    // A table whose only descriptor lies across two mappings that adjoin.
+    let across = fetch(WITH_INDIRECT, &|d| {
+        d.guest.describe_chain(BORDER - 8, &[readable(BUFFERS, 5)]);
+        refer(d, BORDER - 8, 16);
+    });
+    assert_eq!(across.0, guest.read(BUFFERS, 5));
     // Flags that nobody knows, and a successor that does not count.
     let unknown = fetch(BASE, &|d| direct(d, &[(BUFFERS, 1, 0xfff8, 0xffff)]));
     assert_eq!(unknown.0, guest.read(BUFFERS, 1));

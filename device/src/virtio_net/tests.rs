@@ -4,9 +4,10 @@ use nic_model::counters::Drop;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ring::BadRing;
 use crate::testing::{
-    BUFFERS, Bench, Buffer, CONTROL, Driver, Guest, Line, RX, TX, broadcast, datagram, noise,
-    readable, start, writable,
+    BUFFERS, Bench, Buffer, CONTROL, Driver, Guest, Line, Posts, RX, TX, broadcast, datagram,
+    noise, readable, start, writable,
 };
 
 const BASE: Features = Features::VERSION_1;
@@ -661,6 +662,40 @@ fn kicks_are_wanted_where_something_is_waited_for() {
     assert!(bench.nic.idle(bench.now));
     bench.nic.device.count_kick(RX);
     assert_eq!(bench.counters(RX).kicks, 1);
+}
+
+/// Has the transmit queue of `bench` fetched, and holds the answers against what was `sent`.
+pub(super) fn fetches<D: Posts>(bench: &mut Bench<D>) {
+    let packet = packet(&[0x55; 1500]);
+    bench.guest.write(BUFFERS, &packet);
+    let post = |bench: &mut Bench<D>, packets| {
+        for _ in 0..packets {
+            bench.post(TX, &[readable(BUFFERS, packet.len() as u32)]);
+        }
+    };
+    let fetch = |bench: &mut Bench<D>, budget| {
+        let (mut frames, mut drops) = (Vec::new(), Drops::default());
+        let (device, pool) = (&mut bench.nic.device, &mut bench.nic.port.pool);
+        let fetched = device.fetch_tx(QueueIndex(0), budget, pool, &mut frames, &mut drops);
+        assert_eq!(frames.len(), fetched.frames);
+        pool.give_all(frames);
+        (fetched.frames, fetched.more)
+    };
+    assert_eq!(fetch(bench, 0), (0, false));
+    post(bench, 5);
+    assert_eq!(fetch(bench, 0), (0, true), "only asked");
+    assert_eq!(fetch(bench, 3), (3, true));
+    assert_eq!(fetch(bench, 2), (2, false), "these were the last");
+    assert_eq!(fetch(bench, 2), (0, false));
+    // 256 KiB are more than 174 of them, and are looked at every 16.
+    post(bench, 200);
+    assert_eq!(fetch(bench, 250), (176, true));
+    assert_eq!(fetch(bench, 250), (24, false));
+}
+
+#[test]
+fn a_fetch_says_whether_more_waits() {
+    fetches(&mut Bench::new(BASE));
 }
 
 proptest! {

@@ -5,13 +5,83 @@ fn at(micros: u64) -> Nanos {
     Nanos(micros * 1_000)
 }
 
+pub(super) fn speed(mbps: u32) -> Speed {
+    Speed::from_mbps(mbps).unwrap()
+}
+
+/// A receive queue at 1 Gb/s.
+pub(super) fn of(mode: impl Into<Mode>) -> Moderation {
+    Moderation::new(mode, Direction::Receive, speed(1_000))
+}
+
+/// Tells of packets, each an instant in microseconds and octets, in one go.
+pub(super) fn tell(moderation: &mut Moderation, packets: &[(u64, u32)], now: Nanos) {
+    let packets = packets.iter().map(|&(micros, octets)| Packet {
+        at: at(micros),
+        octets,
+    });
+    moderation.packets(packets, now);
+}
+
+/// Instants in microseconds.
+pub(super) fn micros(instants: &[u64]) -> Vec<Nanos> {
+    instants.iter().map(|&micros| at(micros)).collect()
+}
+
+/// When the condition is met for packets, each an instant in microseconds and octets, and somebody who is always there in time.
+pub(super) fn conditions(moderation: &mut Moderation, packets: &[(u64, u32)]) -> Vec<Nanos> {
+    let packets: Vec<_> = packets
+        .iter()
+        .map(|&(micros, octets)| (micros * 1_000, octets))
+        .collect();
+    conditions_ns(moderation, &packets, true)
+}
+
+/// The same with nanoseconds. Those that wait in the end are waited for, or not.
+pub(super) fn conditions_ns(
+    moderation: &mut Moderation,
+    packets: &[(u64, u32)],
+    to_the_end: bool,
+) -> Vec<Nanos> {
+    let mut met = Vec::new();
+    let mut wait = |moderation: &mut Moderation, until: Nanos| {
+        while let Some(deadline) = moderation.deadline().filter(|&due| due < until) {
+            moderation.expire(deadline, deadline);
+            assert!(moderation.take_due());
+            met.push(deadline);
+        }
+    };
+    let mut all = Vec::new();
+    for together in packets.chunk_by(|one, other| one.0 == other.0) {
+        let now = Nanos(together[0].0);
+        wait(moderation, now);
+        let packets = together
+            .iter()
+            .map(|&(_, octets)| Packet { at: now, octets });
+        moderation.packets(packets, now);
+        if moderation.take_due() {
+            all.push(now);
+        }
+    }
+    if to_the_end {
+        wait(moderation, Nanos(u64::MAX));
+    }
+    all.extend(met);
+    all.sort_unstable();
+    all
+}
+
 fn moderation(usecs: u32, frames: u32) -> Moderation {
-    Moderation::new(Coalesce { usecs, frames })
+    of(Coalesce { usecs, frames })
 }
 
 impl Moderation {
     fn come(&mut self, micros: u64) {
-        self.packet(at(micros), at(micros));
+        self.one(at(micros), at(micros));
+    }
+
+    fn one(&mut self, at: Nanos, now: Nanos) {
+        self.packets(std::iter::once(Packet { at, octets: 60 }), now);
     }
 
     fn look(&mut self, now: Nanos) {
@@ -82,7 +152,7 @@ fn a_packet_at_the_instant_of_expiry_belongs_to_that_interrupt() {
     assert_eq!(moderation.deadline(), None, "none is left over");
     moderation.come(20);
     // One that comes later finds that time was up before it, and starts the clock anew.
-    moderation.packet(Nanos(30_001), at(35));
+    moderation.one(Nanos(30_001), at(35));
     assert!(moderation.take_due());
     assert_eq!(moderation.deadline(), Some(Nanos(40_001)));
     let counters = moderation.counters();
@@ -127,13 +197,82 @@ fn new_parameters_hold_for_packets_that_wait() {
 }
 
 #[test]
+fn what_a_driver_says_ends_a_mode_of_the_cards_own() {
+    let itr = Mode::Itr(itr::ItrConfig::new(100, None).unwrap());
+    let in_force = |usecs, frames| Coalesce { usecs, frames };
+    for mode in [itr, Mode::IgbDynamic, Mode::Dim(dim::PeriodMode::Cqe)] {
+        let mut moderator = Moderator::new(2, mode, Mode::default(), speed(1_000));
+        let status = |moderator: &Moderator, queue| {
+            let of = |direction| moderator.of(QueueIndex(queue), direction);
+            let [rx, tx] =
+                DIRECTIONS.map(|direction| (of(direction).mode(), of(direction).coalesce()));
+            assert_eq!(tx, (ModeStatus::Off, Coalesce::default()));
+            rx
+        };
+        let own = status(&moderator, 0);
+        assert!(!matches!(own.0, ModeStatus::Off | ModeStatus::NotfCoal));
+        // One queue: until it is disabled.
+        let first = moderator.of_mut(QueueIndex(0), Direction::Receive);
+        first.set(in_force(10, 20), at(0));
+        let said = (ModeStatus::NotfCoal, in_force(10, 20));
+        assert_eq!([0, 1].map(|queue| status(&moderator, queue)), [said, own]);
+        moderator.restart(QueueIndex(0), Direction::Receive);
+        assert_eq!([0, 1].map(|queue| status(&moderator, queue)), [own, own]);
+        // All of them: until a reset.
+        moderator.set_all(Direction::Receive, in_force(0, 0), at(0));
+        let off = (ModeStatus::Off, in_force(0, 0));
+        assert_eq!([0, 1].map(|queue| status(&moderator, queue)), [off, off]);
+        moderator.restart(QueueIndex(0), Direction::Receive);
+        assert_eq!(status(&moderator, 0), off);
+        moderator.reset();
+        assert_eq!([0, 1].map(|queue| status(&moderator, queue)), [own, own]);
+    }
+}
+
+#[test]
+fn packets_that_wait_in_a_mode_are_judged_by_what_the_driver_says() {
+    let itr = Mode::Itr(itr::ItrConfig::new(100, None).unwrap());
+    let waiting = || {
+        let mut moderation = of(itr);
+        assert_eq!(
+            conditions_ns(&mut moderation, &[(0, 60), (40_000, 60)], false),
+            [at(0)]
+        );
+        assert_eq!(moderation.deadline(), Some(at(100)));
+        moderation
+    };
+    let mut later = waiting();
+    later.set(
+        Coalesce {
+            usecs: 200,
+            frames: 9,
+        },
+        at(50),
+    );
+    assert_eq!((later.take_due(), later.deadline()), (false, Some(at(240))));
+    let mut sooner = waiting();
+    sooner.set(
+        Coalesce {
+            usecs: 10,
+            frames: 9,
+        },
+        at(50),
+    );
+    assert!(sooner.take_due());
+    let mut off = waiting();
+    off.set(Coalesce::default(), at(50));
+    assert!(off.take_due());
+}
+
+#[test]
 fn a_disabled_queue_forgets_what_waited() {
     let mut moderation = moderation(10, 3);
     moderation.come(0);
-    moderation.restart(Coalesce {
+    let other = Coalesce {
         usecs: 20,
         frames: 2,
-    });
+    };
+    moderation.restart(other.into(), Direction::Receive, speed(1_000));
     assert_eq!(moderation.deadline(), None);
     moderation.come(5);
     assert_eq!(moderation.deadline(), Some(at(25)));
@@ -149,7 +288,7 @@ fn the_last_setter_wins_and_a_reset_restores_what_the_card_came_with() {
         [Direction::Receive, Direction::Transmit]
             .map(|direction| moderator.of(QueueIndex(queue), direction).coalesce().frames)
     };
-    let mut moderator = Moderator::new(2, to(1), to(2));
+    let mut moderator = Moderator::new(2, to(1).into(), to(2).into(), speed(1_000));
     assert_eq!([frames(&moderator, 0), frames(&moderator, 1)], [[1, 2]; 2]);
     moderator
         .of_mut(QueueIndex(0), Direction::Receive)
@@ -211,7 +350,7 @@ proptest! {
                     moderation.look(Nanos(now.0.saturating_sub(1)));
                 }
                 for &packet in packets {
-                    moderation.packet(Nanos(packet), now);
+                    moderation.one(Nanos(packet), now);
                 }
             }
             moderation.look(Nanos(10_000_000_000));
@@ -228,7 +367,7 @@ proptest! {
     ) {
         let mut moderation = moderation(usecs, frames);
         for n in 0..waiting {
-            moderation.packet(Nanos(n * gap), Nanos(n * gap));
+            moderation.one(Nanos(n * gap), Nanos(n * gap));
             moderation.look(Nanos(n * gap));
         }
         moderation.take_due();
@@ -239,7 +378,7 @@ proptest! {
             if moderation.deadline().is_some_and(|deadline| deadline < at) {
                 return moderation.deadline();
             }
-            moderation.packet(at, at);
+            moderation.one(at, at);
             let up = moderation.take_due();
             moderation.look(at);
             (up || moderation.take_due()).then_some(at)
@@ -259,11 +398,72 @@ proptest! {
         for gaps in bursts {
             let arrivals: Vec<_> = gaps.iter().map(|gap| { at += gap; Nanos(at) }).collect();
             let now = Nanos(at + 100);
-            together.packets(arrivals.iter().copied(), now);
-            arrivals.iter().for_each(|&at| each.packet(at, now));
+            let packets = arrivals.iter().map(|&at| Packet { at, octets: 60 });
+            together.packets(packets, now);
+            arrivals.iter().for_each(|&at| each.one(at, now));
             prop_assert_eq!(together.take_due(), each.take_due());
             prop_assert_eq!(together.deadline(), each.deadline());
-            prop_assert_eq!((together.waiting, together.counters()), (each.waiting, each.counters()));
+            prop_assert_eq!((together.pending.waiting, together.counters()), (each.pending.waiting, each.counters()));
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn no_condition_is_met_before_the_earliest_instant(
+        waiting in 0u64..30,
+        gap in 1u64..20_000,
+        octets in 0u32..300,
+        usecs in 1u16..40,
+        which in 0..5,
+        quarters in 0u8..4,
+    ) {
+        let lli = itr::LliConfig::new(150, quarters * 4);
+        let (mode, exact) = match which {
+            0 => (Mode::Itr(itr::ItrConfig::new(usecs, None).unwrap()), true),
+            1 => (Mode::Itr(itr::ItrConfig::new(usecs, lli).unwrap()), false),
+            2 => (Mode::IgbDynamic, true),
+            3 => (Mode::Dim(dim::PeriodMode::Eqe), true),
+            _ => (Mode::Dim(dim::PeriodMode::Cqe), false),
+        };
+        let mut moderation = of(mode);
+        let packets = |from: u64, to: u64| {
+            (from..to).map(|n| (n * gap, octets)).collect::<Vec<_>>()
+        };
+        conditions_ns(&mut moderation, &packets(0, waiting), false);
+        let arrival = |n: usize| Nanos((waiting + n as u64 - 1) * gap);
+        let earliest = moderation.earliest(|n| Some(arrival(n))).unwrap();
+        let met = conditions_ns(&mut moderation, &packets(waiting, waiting + 400), true)[0];
+        if exact {
+            prop_assert_eq!(earliest, met);
+        } else {
+            prop_assert!(earliest <= met, "{earliest:?} {met:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_card_came_with_is_changed_for_good() {
+    let rx = |moderator: &Moderator| moderator.of(QueueIndex(1), Direction::Receive).mode();
+    let itr = Mode::Itr(itr::ItrConfig::new(50, None).unwrap());
+    let coalesce = Coalesce {
+        usecs: 50,
+        frames: 32,
+    };
+    let mut moderator = Moderator::new(2, Mode::default(), Mode::default(), speed(1_000));
+    moderator.set_initial(Direction::Receive, coalesce.into(), at(0));
+    let queue = moderator.of_mut(QueueIndex(1), Direction::Receive);
+    tell(queue, &[(1, 60)], at(1));
+    assert!(!queue.take_due());
+    moderator.set_initial(Direction::Receive, itr, at(2));
+    assert!(matches!(rx(&moderator), ModeStatus::Itr { .. }));
+    let queue = moderator.of_mut(QueueIndex(1), Direction::Receive);
+    assert!(queue.take_due(), "what waits is told of");
+    assert!(queue.is_quiet());
+    let off = moderator.of(QueueIndex(1), Direction::Transmit).mode();
+    assert_eq!(off, ModeStatus::Off);
+    moderator.set_all(Direction::Receive, coalesce, at(3));
+    assert_eq!(rx(&moderator), ModeStatus::NotfCoal);
+    moderator.reset();
+    assert!(matches!(rx(&moderator), ModeStatus::Itr { .. }));
 }

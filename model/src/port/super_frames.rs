@@ -7,15 +7,17 @@ use super::{Fifos, Port};
 use crate::counters::Drop;
 use crate::filter::Destination;
 use crate::frame::{Checksum, Contents, FCS, Frame};
+use crate::host::QueueIndex;
 use crate::mac::MIN_FRAME;
 use crate::parse;
 use crate::phy;
+use crate::rsc::Burst;
 use crate::segment::{self, Cut, MAX_SEGMENTS, Unfit};
 use crate::time::Nanos;
 use crate::tunnel;
 
 /// Octets that a super-frame from the wire may take in a FIFO: 64 KiB, and headers for each segment of the usual size.
-const LONGEST: usize = 72 * 1024;
+pub const LONGEST_SUPER_FRAME: usize = 72 * 1024;
 
 impl Port {
     /// Says whether the wire gives and takes super-frames.
@@ -28,7 +30,7 @@ impl Port {
     pub(super) fn longest(&self) -> usize {
         let buffer = self.pool.buffer_size();
         if self.wire_has_super_frames {
-            LONGEST.max(buffer)
+            LONGEST_SUPER_FRAME.max(buffer)
         } else {
             buffer
         }
@@ -47,8 +49,10 @@ impl Port {
         if !frame.is_super() {
             return self.ingress(frame, false);
         }
+        self.look_closer();
         let frames = segment::frames(frame);
         frame.octets = phy::octets_on_line(frame) as u32;
+        segment::count_sizes(frame, &mut self.counters.rx_sizes);
         frame.arrival = segment::carry(&mut self.phy.rx, frame, frame.arrival);
         // The caller counts one.
         self.counters.rx_frames += frames as u64 - 1;
@@ -64,22 +68,23 @@ impl Port {
 
     fn steer_super(&mut self, frame: &mut Contents, frames: u64) -> Result<(), Drop> {
         let bytes = frame.bytes();
-        match self.filter.admit(bytes)? {
-            Destination::Unicast => self.counters.rx_unicast += frames,
-            Destination::Multicast => self.counters.rx_multicast += frames,
-            Destination::Broadcast => self.counters.rx_broadcast += frames,
-        }
+        self.weigh(bytes, frames)?;
         let summary = parse::summarise(bytes);
         if summary.is_tagged() && !self.filter.promiscuous {
             self.vlan.admit(bytes)?;
         }
+        self.counters.rx_checksums.count_left(frames);
         let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
         let hashed = inner.as_ref().unwrap_or(&summary);
         let steered = self.rss.steer(bytes, hashed, &Fifos(&self.fifos));
+        self.police(frame, frames, &steered)?;
         (frame.hash, frame.hash_report) = (steered.hash, steered.report);
         frame.queue = steered.queue.ok_or(Drop::RxResteered)?;
+        self.admit_by_priority(frame, frame.queue, frames)?;
         let queue = usize::from(frame.queue.0);
-        if self.fifos[queue].push(frame) {
+        if self.fifos[queue].push(frame) || self.push_shared(queue, frame) {
+            self.fifos[queue].count_super(frames as usize);
+            self.enter_by_priority(frame);
             Ok(())
         } else {
             self.lines[queue].rx_overflows += frames;
@@ -89,35 +94,66 @@ impl Port {
 
     /// Counts a super-frame that is none: on the line it was one frame of its octets.
     fn refuse(&mut self, frame: &mut Contents, unfit: Unfit) -> Drop {
+        self.look_closer();
         let octets = (frame.len() + FCS).max(MIN_FRAME);
+        frame.octets = octets as u32;
         frame.arrival = self.phy.rx.carry(octets, frame.arrival);
         self.counters.rx_octets += octets as u64;
         unfit.received()
     }
 
-    /// Puts `frames`, of which some may be super-frames, on the line, and appends them to `out`.
+    /// Has segments that came in one burst merged, as far as the host takes what that gives.
     #[cold]
-    pub(super) fn send_super_frames(
+    pub(super) fn coalesce(&mut self, frames: &mut Vec<Frame>) {
+        let before = frames.len();
+        if before < 2 {
+            return;
+        }
+        self.rsc.merge(&mut Burst {
+            frames,
+            pool: &mut self.pool,
+            mac: &self.mac,
+            fifos: &mut self.fifos,
+        });
+        self.remove_gone(frames);
+        self.counters.rx_merged += (before - frames.len()) as u64;
+    }
+
+    /// Puts `frames` of `queue`, of which some may be super-frames, on the line, each when its rate lets it, and appends them to `out`.
+    #[cold]
+    pub(super) fn send_one_by_one(
         &mut self,
-        now: Nanos,
+        ready: Nanos,
+        queue: QueueIndex,
         frames: &mut Vec<Frame>,
         out: &mut Vec<Frame>,
     ) {
         for mut frame in frames.drain(..) {
             let stands_for = segment::frames(&frame);
             self.counters.tx_segments_made += stands_for as u64 - 1;
+            segment::count_sizes(&frame, &mut self.counters.tx_sizes);
+            let destination = Destination::of_frame(frame.bytes());
+            self.counters.count_sent(destination, stands_for as u64);
+            let octets = phy::octets_on_line(&frame);
+            let ready = self.shape(queue, stands_for, octets, ready);
             if stands_for > 1 && !self.wire_has_super_frames {
-                self.send_segments(now, frame, stands_for, out);
+                self.send_segments(ready, queue, frame, stands_for, out);
                 continue;
             }
-            frame.arrival = segment::carry(&mut self.phy.tx, &frame, now);
-            self.counters.tx_frames += stands_for as u64;
-            self.counters.tx_octets += phy::octets_on_line(&frame) as u64;
+            frame.arrival = segment::carry(&mut self.phy.tx, &frame, ready);
+            self.count_line(queue, stands_for as u64, octets as u64);
             out.push(frame);
         }
     }
 
-    fn send_segments(&mut self, now: Nanos, frame: Frame, frames: usize, out: &mut Vec<Frame>) {
+    fn send_segments(
+        &mut self,
+        ready: Nanos,
+        queue: QueueIndex,
+        frame: Frame,
+        frames: usize,
+        out: &mut Vec<Frame>,
+    ) {
         let cut = Cut::of(&frame).expect("it was admitted");
         debug_assert!(cut.segments() == frames && frames <= MAX_SEGMENTS);
         for index in 0..frames {
@@ -126,9 +162,8 @@ impl Port {
             debug_assert!(fits, "it was admitted");
             pad(&mut segment);
             let octets = phy::octets_on_line(&segment);
-            segment.arrival = self.phy.tx.carry(octets, now);
-            self.counters.tx_frames += 1;
-            self.counters.tx_octets += octets as u64;
+            segment.arrival = self.phy.tx.carry(octets, ready);
+            self.count_line(queue, 1, octets as u64);
             out.push(segment);
         }
         self.pool.give(frame);

@@ -1,10 +1,22 @@
 use super::*;
 use crate::frame::Fcs;
+use crate::moderation::dim::PeriodMode;
+use crate::moderation::itr::{ItrConfig, LliConfig};
+use crate::moderation::{Coalesce, Mode};
 use std::ops::{Deref, DerefMut};
 
 use crate::host::{Direction, Host, Recorder};
 use crate::mac::fcs;
+use crate::phy::Speed;
 use crate::queues::Queues;
+use crate::rate::Limit;
+
+mod buffers;
+mod flow_control;
+mod priorities;
+mod rates;
+mod scheduling;
+mod statistics;
 
 /// A port and its queues, run to completion.
 struct Card {
@@ -92,6 +104,7 @@ fn assert_balanced(port: &Card) {
         "{counters:?}"
     );
     assert_eq!(counters.transmit_balance(0), 0, "{counters:?}");
+    assert!(counters.statistics_agree(), "{counters:?}");
     let waiting = port.queues.frames();
     assert_eq!(port.pool.lent(), waiting, "a frame was lost");
     let status = port.status(port.queues.counters());
@@ -154,6 +167,7 @@ fn a_host_without_buffers_fills_the_fifo_and_then_frames_are_lost_and_counted() 
     assert_eq!(host.delivered.len(), 10);
     assert_eq!(port.queues.frames(), 100);
     assert_eq!(port.counters().drops.get(Drop::RxFifoOverflow), 20);
+    assert_eq!(port.counters().rx_no_buffer, 100);
     assert!(port.queues.starved(now, QueueIndex(0)));
     host.buffers = None;
     port.receive(now, &mut Vec::new(), &mut host);
@@ -246,7 +260,7 @@ fn what_is_sent_belongs_to_its_queue() {
     let mut port = card(|c| c.queue_pairs = 3);
     let mut host = Recorder::default();
     let mut now = Nanos(0);
-    for (round, frames) in [BURST + 5, 2 * BURST, 7].into_iter().enumerate() {
+    for (round, frames) in [BURST + 5, 20 * BURST, 7].into_iter().enumerate() {
         let len = 60 + 100 * round;
         let frame = || (broadcast(len), Checksum::Unknown);
         host.to_send
@@ -257,7 +271,7 @@ fn what_is_sent_belongs_to_its_queue() {
             now = port.next_deadline(now).unwrap_or(now);
             port.pool.give_all(out.drain(..));
         }
-        port.phy.set_link(round != 1);
+        port.phy.set_link(Nanos::ZERO, round != 1);
     }
     let (mut sum, total) = (LineCounters::default(), port.counters());
     for queue in (0..3).map(QueueIndex) {
@@ -283,7 +297,8 @@ fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
     assert!(port.transmit(Nanos(0), &mut out, &mut host));
     assert!(out.is_empty());
     assert_eq!(port.counters().drops.get(Drop::TxLinkDown), 1);
-    assert!(port.phy.set_link(true) && !port.phy.set_link(true));
+    let now = Nanos::ZERO;
+    assert!(port.phy.set_link(now, true) && !port.phy.set_link(now, true));
     assert_eq!(port.rx_room(Nanos(0)), BURST);
     assert_balanced(&port);
 }
@@ -291,10 +306,11 @@ fn without_a_link_nothing_arrives_and_what_is_sent_is_counted() {
 #[test]
 fn frames_that_had_to_wait_for_buffers_come_to_the_host_when_it_has_some() {
     let mut port = card(|c| {
-        c.rx_coalesce = Coalesce {
+        let coalesce = Coalesce {
             usecs: 50,
             frames: 1_000,
         };
+        c.rx_coalesce = coalesce.into();
     });
     let mut host = Recorder {
         buffers: Some(0),
@@ -341,7 +357,7 @@ fn interrupts(
             let mut burst = Vec::new();
             for &ready in &left[..count] {
                 let mut frame = port.pool.take();
-                assert!(frame.fill(&broadcast(60)));
+                assert!(frame.fill(&broadcast(sizes(ready))));
                 frame.arrival = Nanos(ready);
                 burst.push(frame);
             }
@@ -376,13 +392,36 @@ fn interrupts(
     (instants, host.delivered.len(), stops)
 }
 
+/// Octets of the frame that is ready then: mostly the fewest.
+fn sizes(ready: u64) -> usize {
+    if ready.is_multiple_of(5) { 1_400 } else { 60 }
+}
+
+/// Any mode.
+fn modes() -> impl proptest::strategy::Strategy<Value = Mode> {
+    use proptest::prelude::*;
+    let lli = (1..1500u16, 0..32u8).prop_map(|(below, usecs)| LliConfig::new(below, usecs * 4));
+    let lli = prop_oneof![Just(None), lli];
+    let itr = (1..300u16, lli).prop_map(|(usecs, lli)| {
+        let config = ItrConfig::new(usecs, lli);
+        Mode::Itr(config.expect("an interval"))
+    });
+    prop_oneof![
+        3 => (0u32..300, 0u32..300).prop_map(|(usecs, frames)| Coalesce { usecs, frames }.into()),
+        3 => itr,
+        1 => Just(Mode::IgbDynamic),
+        1 => Just(Mode::Dim(PeriodMode::Eqe)),
+        1 => Just(Mode::Dim(PeriodMode::Cqe)),
+    ]
+}
+
 proptest::proptest! {
     #[test]
     fn whoever_stops_only_where_something_may_be_noticed_misses_nothing(
         gaps in proptest::collection::vec(0u64..3_000, 1..600),
-        usecs in 0u32..300,
-        frames in 0u32..300,
+        mode in modes(),
         buffers in proptest::option::of(0usize..200),
+        limit in proptest::option::of((1_000_000u64..800_000_000, 64u32..20_000)),
     ) {
         let ready: Vec<u64> = gaps
             .iter()
@@ -390,7 +429,11 @@ proptest::proptest! {
             .collect();
         let config = PortConfig {
             speed: Speed::from_mbps(1_000).unwrap(),
-            rx_coalesce: Coalesce { usecs, frames },
+            rx_coalesce: mode,
+            rates: Rates {
+                rx: limit.map(|(bits_per_second, burst)| Limit { bits_per_second, burst }),
+                tx: None,
+            },
             ..PortConfig::default()
         };
         let every = interrupts(&config, &ready, buffers, |port, now, wire| {
@@ -441,96 +484,4 @@ fn a_wire_that_waits_is_paused_until_a_full_fifo_has_room_again() {
     assert_eq!(port.rx_room(Nanos(2_000_000_000)), 1);
     assert_eq!(port.counters().drops.total(), 0);
     assert_balanced(&port);
-}
-
-mod glance {
-    //! A glance at a frame must find what a thorough look finds.
-
-    use super::*;
-    use etherparse::PacketBuilder;
-    use proptest::prelude::*;
-
-    /// A port that steers by hash over several queues, or over one.
-    fn port(queue_pairs: u16) -> Port {
-        let config = PortConfig {
-            queue_pairs,
-            ..PortConfig::default()
-        };
-        let mut port = Port::new(&config);
-        let even = RssConfig::even(HashConfig::usual(), queue_pairs);
-        port.set_rss(&even, queue_pairs).expect("a table");
-        port.filter.active = true;
-        port
-    }
-
-    /// A frame to the station, of TCP or UDP, with as many octets of payload, and as many of padding.
-    fn packet(tcp: bool, payload: usize, padding: usize) -> Vec<u8> {
-        let ether = PacketBuilder::ethernet2([2; 6], PortConfig::default().mac.0);
-        let ip = ether.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
-        let mut bytes = Vec::new();
-        let payload = vec![0x5a; payload];
-        if tcp {
-            ip.tcp(1, 2, 3, 4).write(&mut bytes, &payload)
-        } else {
-            ip.udp(1, 2).write(&mut bytes, &payload)
-        }
-        .expect("there is room in a vector");
-        bytes.resize(bytes.len() + padding, 0xee);
-        bytes
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1_000))]
-        #[test]
-        fn it_finds_what_a_thorough_look_finds(
-            pairs in prop_oneof![Just(1), Just(4)],
-            tcp in any::<bool>(),
-            payload in prop_oneof![0_usize..64, 0_usize..1600],
-            padding in 0_usize..8,
-            damage in proptest::collection::vec((0_usize..60, any::<u8>()), 0..3),
-            unused in any::<bool>(),
-            checksum in prop_oneof![Just(Checksum::Unknown), Just(Checksum::Valid), Just(Checksum::Bad)],
-        ) {
-            let mut bytes = packet(tcp, payload, padding);
-            for &(at, octet) in &damage {
-                if let Some(place) = bytes.get_mut(at) {
-                    *place = octet;
-                }
-            }
-            if unused && !tcp && bytes.len() > 42 {
-                bytes[40..42].fill(0);
-            }
-            let (mut quick, mut thorough) = (port(pairs), port(pairs));
-            let mut frames = Vec::new();
-            for port in [&mut quick, &mut thorough] {
-                let mut frame = port.pool.take();
-                prop_assume!(frame.fill(&bytes));
-                frame.arrival = Nanos(1_000);
-                frame.checksum = checksum;
-                frames.push(frame);
-            }
-            let mut other = frames.pop().expect("two");
-            quick.receive(Nanos(5_000), &mut frames);
-            thorough.counters.rx_frames += 1;
-            let admitted = match thorough.ingress(&mut other, false) {
-                Ok(()) => vec![other],
-                Err(reason) => {
-                    thorough.counters.drops.count(reason);
-                    vec![]
-                }
-            };
-            let told = |frames: &[Frame]| -> Vec<_> {
-                frames.iter().map(|frame| (
-                    frame.bytes().to_vec(), frame.arrival, frame.octets, frame.hash, frame.hash_report,
-                    frame.queue, frame.checksum, frame.fifo_end,
-                )).collect()
-            };
-            prop_assert_eq!(told(&frames), told(&admitted));
-            prop_assert_eq!(quick.counters(&[]), thorough.counters(&[]));
-            prop_assert_eq!(format!("{:?}", quick.fifos), format!("{:?}", thorough.fifos));
-            // With one queue nothing has to be remembered of flows.
-            let steering = |port: &Port| format!("{:?}", port.rss);
-            prop_assert!(pairs == 1 || steering(&quick) == steering(&thorough), "steering differs");
-        }
-    }
 }

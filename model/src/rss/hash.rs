@@ -7,8 +7,7 @@
 
 use super::RssError;
 use super::toeplitz::{MAX_KEY, Toeplitz};
-use crate::frame::ETHERNET_HEADER;
-use crate::parse::{self, Network, Summary, Transport};
+use crate::parse::{self, Network, Plain, Summary, Transport};
 
 /// A set of hash types (VIRTIO 1.4, 5.1.6.4.3.1, `hash_types`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -247,16 +246,26 @@ impl Hasher {
         &self.config
     }
 
-    /// The hash of a frame as most are (see [`parse::Plain`]) with `transport`, and its type; 0 without a type.
+    /// The hash of a frame as most are, and its type; 0 without a type.
     #[inline(always)] // on the way of each packet
-    pub(super) fn hash_plain(&self, frame: &[u8], transport: Transport) -> (u32, HashReport) {
-        const ADDRESSES: usize = ETHERNET_HEADER + 12;
-        let report = self.picks.0[Family::Ipv4 as usize][transport as usize];
-        let hash = match report {
-            HashReport::None => None,
-            HashReport::Ipv4 => self.part::<0, 8>(frame, ADDRESSES),
+    pub(super) fn hash_plain<const VERSION: u8>(
+        &self,
+        frame: &[u8],
+        headers: Plain<VERSION>,
+    ) -> (u32, HashReport) {
+        let addresses = Plain::<VERSION>::ADDRESSES;
+        let family = match VERSION {
+            4 => Family::Ipv4,
+            _ => Family::Ipv6,
+        };
+        let report = self.picks.0[family as usize][headers.transport as usize];
+        let hash = match (VERSION, report) {
+            (_, HashReport::None) => None,
+            (4, HashReport::Ipv4) => self.part::<0, 8>(frame, addresses),
             // The ports follow the addresses.
-            _ => self.part::<0, 12>(frame, ADDRESSES),
+            (4, _) => self.part::<0, 12>(frame, addresses),
+            (_, HashReport::Ipv6) => self.first_part::<32>(frame, addresses),
+            _ => self.first_part::<36>(frame, addresses),
         };
         (hash.unwrap_or(0), report)
     }
@@ -322,6 +331,12 @@ impl Hasher {
     #[inline]
     fn part<const FROM: usize, const N: usize>(&self, frame: &[u8], at: usize) -> Option<u32> {
         Some(self.toeplitz.part::<FROM, N>(octets(frame, at)?))
+    }
+
+    /// [`Hasher::part`] for the first octets of what is hashed, in functions that are `#[cold]`.
+    #[inline]
+    fn first_part<const N: usize>(&self, frame: &[u8], at: usize) -> Option<u32> {
+        Some(self.toeplitz.first_part(octets::<N>(frame, at)?))
     }
 }
 

@@ -23,6 +23,7 @@ pub trait Progress {
 
 /// Counts of frames are cut to 32 bits: a FIFO never holds as many, and slots stay small.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Slot {
     /// Where frames go.
     queue: u16,
@@ -92,6 +93,7 @@ impl Slot {
 
 /// The slots of one way to steer.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(super) struct Slots {
     /// A power of two of them, by hash.
     hashed: Vec<Slot>,

@@ -32,3 +32,10 @@ fn conversation(n: u32) -> (Vec<u8>, Vec<u8>) {
     let (client, server) = (([10, 1, a, b], 1024 + n as u16), ([10, 2, c, d], 443));
     (tcp4(client, server), tcp4(server, client))
 }
+
+impl Rss {
+    /// Whether both know the same of where flows went last.
+    pub(crate) fn remembers_the_same_as(&self, other: &Rss) -> bool {
+        self.mode == other.mode && self.slots == other.slots
+    }
+}

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 pub(crate) struct Shape {
     pub(crate) kind: Segmentation,
     pub(crate) ipv6: bool,
-    vlan: Option<u16>,
-    identification: u16,
+    pub(crate) vlan: Option<u16>,
+    pub(crate) identification: u16,
     sequence: u32,
     /// Words of TCP's options.
     options: usize,
@@ -74,7 +74,7 @@ pub(crate) fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
         None => ether.ip(ip),
     };
     let mut bytes = Vec::new();
-    if shape.kind == Segmentation::Udp {
+    if matches!(shape.kind, Segmentation::Udp | Segmentation::Fragments) {
         step.udp(1, 2).write(&mut bytes, &shape.payload).unwrap();
     } else {
         let options = vec![1; 4 * shape.options];
@@ -83,7 +83,7 @@ pub(crate) fn super_frame(pool: &mut Pool, shape: &Shape) -> Frame {
     }
     let mut frame = pool.take_big();
     assert!(frame.fill(&bytes));
-    if shape.kind != Segmentation::Udp {
+    if matches!(shape.kind, Segmentation::Tcpv4 | Segmentation::Tcpv6) {
         let transport = bytes.len() - shape.payload.len() - 20 - 4 * shape.options;
         frame.bytes_mut()[transport + TCP_FLAGS] = shape.flags;
     }

@@ -128,11 +128,7 @@ impl Bed {
             queue_pairs: shape.pairs,
             ..PortConfig::default()
         };
-        let facts = PortFacts {
-            mac: config.mac,
-            mtu: config.mtu,
-            speed: config.speed,
-        };
+        let facts = PortFacts::of(&config);
         let none = WireSpec::None.open(&facts).expect("no wire");
         let card = Card::new(Nic::new(&config, shape.offered), none, Nanos::ZERO);
         let memory = GuestMemory::new(160 << 20).expect("guest memory");

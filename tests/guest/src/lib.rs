@@ -6,7 +6,7 @@
 //! `virtio-queue`: a bug would have to be made twice to go unseen. Names are Linux's.
 //!
 //! ```text
-//! net (Kernel: interrupts, NAPI, IPv4, UDP and ping sockets)
+//! net (Kernel: interrupts, NAPI, IPv4, UDP, TCP and ping sockets)
 //!     |
 //! virtio_net (VirtnetInfo: probe, start_xmit, poll, commands)
 //!     | rings and buffers            | features, config space, kicks, interrupts
@@ -64,7 +64,7 @@
 //! # }
 //! ```
 //!
-//! A whole host on top of it, with interrupts, NAPI and UDP sockets ([`net`]):
+//! A whole host on top of it, with interrupts, NAPI, UDP and TCP sockets ([`net`]):
 //!
 //! ```no_run
 //! # use std::path::Path;

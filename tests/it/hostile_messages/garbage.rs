@@ -1,77 +1,21 @@
 //! Messages that are almost right, in any order; and what they leave behind.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nic_guest::memory::GuestMemory;
-use nic_guest::transport::message::Connection;
 use nic_guest::transport::vhost_user::VhostUser;
 use nic_guest::virtio_net::VirtnetInfo;
 use vhost::vhost_user::message::FrontendReq as Req;
 
-use super::cases::{Case, Fds, cases};
-use super::{assert_works, dial, greet, guest};
+use nic_testbed::check::messages::{Fds, Hostile, Random, garbage};
+
+use super::{assert_works, cases, dial, greet, guest};
 use crate::support::{NicProcess, TestNic, wait_until, without_super_frames};
-
-/// A small generator of pseudo-random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 20) as usize % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-}
-
-/// Messages that are almost right, as many as the NIC takes; and bytes that are not.
-fn garbage(front: &Connection, random: &mut Random, fds: &Fds) {
-    const WORDS: [u32; 12] = [
-        0,
-        0,
-        1,
-        1,
-        2,
-        3,
-        8,
-        256,
-        1024,
-        0x1000,
-        0x7fff_ffff,
-        u32::MAX,
-    ];
-    let files = [fds.event.as_raw_fd(), fds.file(), fds.event.as_raw_fd()];
-    for _ in 0..random.below(24) {
-        let sent = if random.below(8) == 0 {
-            let bytes: Vec<_> = (0..random.below(64))
-                .map(|_| random.below(256) as u8)
-                .collect();
-            front.send_bytes(&bytes, &[])
-        } else {
-            let request = random.below(44) as u32;
-            let words = random.one_of(&[0, 2, 2, 2, 2, 3, 6, 10, 10]);
-            let payload: Vec<_> = (0..words)
-                .flat_map(|_| random.one_of(&WORDS).to_ne_bytes())
-                .collect();
-            let flags = random.one_of(&[1, 1, 1, 9, 9, 5]);
-            let fds = vec![random.one_of(&files); random.one_of(&[0, 0, 0, 1, 1, 2])];
-            front.send(request, flags, &payload, &fds)
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
 
 #[test]
 fn garbage_is_survived() {
-    let (nic, fds) = (TestNic::new("loopback"), Fds::new());
+    let (nic, fds) = (TestNic::new("loopback"), Fds::default());
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for round in 0..400 {
         let front = if random.below(4) == 0 {
@@ -110,7 +54,7 @@ fn nothing_is_left_of_hostile_front_ends() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("nic.sock");
     let process = NicProcess::start(&socket);
-    let (fds, mut random) = (Fds::new(), Random(7));
+    let (fds, mut random) = (Fds::default(), Random(7));
     let attach = || {
         let transport = VhostUser::connect(&socket, GuestMemory::new(8 << 20).expect("memory"))
             .expect("a connection");
@@ -135,7 +79,7 @@ fn nothing_is_left_of_hostile_front_ends() {
     for round in 0..200 {
         let front = dial(&socket);
         if round % 2 == 0 {
-            let Case {
+            let Hostile {
                 request,
                 flags,
                 payload,

@@ -111,10 +111,24 @@ impl Serving {
             "control" => control.to_str().expect("a name"),
             arg => arg,
         });
-        let mut nic = Serving {
+        Self::listening(Serving {
             child: spawn(directory.path(), serve.iter().chain(args)),
             directory: Some(directory),
-        };
+        })
+    }
+
+    /// Starts NICs as a file with `toml` in it says; the control socket of the one that is last to start has to be "control".
+    pub fn start_with_file(toml: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(directory.path().join("nic.toml"), toml).expect("a file");
+        Self::listening(Serving {
+            child: spawn(directory.path(), ["serve", "--config", "nic.toml"]),
+            directory: Some(directory),
+        })
+    }
+
+    /// Waits until `nic` listens.
+    fn listening(mut nic: Self) -> Self {
         wait_until("the NIC to listen", || {
             if let Some(status) = nic.ended() {
                 panic!("it ended ({status}): {}", nic.log());

@@ -13,12 +13,18 @@
 //!   to N - 1, P being the regularised incomplete gamma function. With S = 0 that is a Poisson process and
 //!   `k = E[1 + min(N - 1, Poisson(rate U))]`; S is what a frame occupies of the line, no less can be.
 //!
+//! A throttle of the interval I (`itr`) interrupts `min(rate, 1 / I)` times a second for packets at a constant distance. At random distances it does so
+//! after I, and after the rest of a gap if none came in I. With `S < I` the probability of that is `a = exp(-(I - S) / m)` where the last
+//! interrupt was for a packet at once, and about `b = rate m a` where it was at the end of an interval, which finds the gaps in their
+//! equilibrium; the rest takes m in the mean. So `1 / (I + m b / (1 - a + b))`, and with S = 0 exactly `1 / (I + exp(-rate I) / rate)`.
+//! The other modes of the card's own have no closed form here.
+//!
 //! The instrument compares this with what the moderation's state machine counted.
 
 use std::f64::consts::{PI, SQRT_2};
 use std::time::Duration;
 
-use nic_model::moderation::Coalesce;
+use nic_model::moderation::{Coalesce, Mode};
 use statrs::function::erf::erfc;
 use statrs::function::gamma::gamma_lr;
 
@@ -63,9 +69,37 @@ impl Load {
         self.pps.min(1.0 / self.occupies)
     }
 
-    /// Packets that one interrupt stands for, in the mean, if the card sees `late` after the fact that time is up.
+    /// Packets that one interrupt stands for, in the mean, if the card sees `late` after the fact that time is up; `None` if
+    /// there is no closed form.
     #[must_use]
-    pub fn packets_per_condition(&self, coalesce: Coalesce, late: Duration) -> f64 {
+    pub fn packets_per_condition(&self, mode: Mode, late: Duration) -> Option<f64> {
+        match mode {
+            Mode::NotfCoal(coalesce) => Some(self.group(coalesce, late)),
+            Mode::Itr(itr) if itr.lli().is_none() => {
+                let interval = f64::from(itr.usecs()) / 1e6 + late.as_secs_f64();
+                Some(self.through() * self.throttled(interval))
+            }
+            Mode::Itr(_) | Mode::IgbDynamic | Mode::Dim(_) => None,
+        }
+    }
+
+    /// Seconds between interrupts that are so many seconds apart at least, in the mean.
+    fn throttled(&self, interval: f64) -> f64 {
+        let distance = 1.0 / self.through();
+        let mean = distance - self.occupies;
+        if self.arrivals == Arrivals::Constant || mean < distance * 1e-6 {
+            return interval.max(distance);
+        }
+        if interval <= self.occupies {
+            return distance;
+        }
+        let after_packet = (-(interval - self.occupies) / mean).exp();
+        let after_interval = mean / distance * after_packet;
+        interval + mean * after_interval / (1.0 - after_packet + after_interval)
+    }
+
+    /// The packets of a group.
+    fn group(&self, coalesce: Coalesce, late: Duration) -> f64 {
         if coalesce.is_off() {
             return 1.0;
         }
@@ -103,21 +137,24 @@ impl Load {
         packets
     }
 
-    /// Conditions met a second.
+    /// Conditions met a second, if there is a closed form.
     #[must_use]
-    pub fn conditions_per_second(&self, coalesce: Coalesce) -> f64 {
-        self.conditions_per_second_when_late(coalesce, Duration::ZERO)
+    pub fn conditions_per_second(&self, mode: Mode) -> Option<f64> {
+        self.conditions_per_second_when_late(mode, Duration::ZERO)
     }
 
-    /// Conditions met a second if the card sees `late` after the fact that time is up.
+    /// Conditions met a second if the card sees `late` after the fact that time is up; `None` if there is no closed form.
     #[must_use]
-    pub fn conditions_per_second_when_late(&self, coalesce: Coalesce, late: Duration) -> f64 {
-        self.through() / self.packets_per_condition(coalesce, late)
+    pub fn conditions_per_second_when_late(&self, mode: Mode, late: Duration) -> Option<f64> {
+        Some(self.through() / self.packets_per_condition(mode, late)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nic_model::moderation::dim::PeriodMode;
+    use nic_model::moderation::itr::{ItrConfig, LliConfig};
+
     use super::*;
 
     /// 64-octet frames at 1 Gb/s.
@@ -132,7 +169,9 @@ mod tests {
     }
 
     fn rate(load: &Load, usecs: u32, frames: u32) -> f64 {
-        load.conditions_per_second(Coalesce { usecs, frames })
+        let coalesce = Coalesce { usecs, frames };
+        let rate = load.conditions_per_second(coalesce.into());
+        rate.expect("a closed form")
     }
 
     #[test]
@@ -167,7 +206,7 @@ mod tests {
             let load = load(pps, OCCUPIES, Arrivals::Constant);
             let coalesce = Coalesce { usecs, frames: 256 };
             assert_eq!(
-                load.packets_per_condition(coalesce, Duration::ZERO),
+                load.group(coalesce, Duration::ZERO),
                 packets,
                 "{pps} {usecs}"
             );
@@ -189,7 +228,7 @@ mod tests {
                 term *= expected / f64::from(n + 1);
             }
             let load = load(pps, 0.0, Arrivals::Poisson);
-            let packets = load.packets_per_condition(Coalesce { usecs, frames }, Duration::ZERO);
+            let packets = load.group(Coalesce { usecs, frames }, Duration::ZERO);
             assert!((packets / mean - 1.0).abs() < 1e-9, "{packets} {mean}");
         }
         // Time alone: 1 / (U + 1 / rate).
@@ -210,7 +249,7 @@ mod tests {
             (1_000_000, 200_000),
             (u32::MAX, u32::MAX - 10_000_000),
         ] {
-            let packets = load.packets_per_condition(Coalesce { usecs, frames }, Duration::ZERO);
+            let packets = load.group(Coalesce { usecs, frames }, Duration::ZERO);
             let mean = 1.0 + f64::from(usecs) + (ratio * ratio - 1.0) / 2.0;
             let exact = mean.min(f64::from(frames));
             assert!((packets / exact - 1.0).abs() < 1e-6, "{packets} {exact}");
@@ -220,7 +259,7 @@ mod tests {
             usecs: 50_000,
             frames: 50_001,
         };
-        let exact = load.packets_per_condition(coalesce, Duration::ZERO);
+        let exact = load.group(coalesce, Duration::ZERO);
         let normal = renewals(50_000.0, ratio, 50_001.0);
         assert!((exact / normal - 1.0).abs() < 1e-5, "{exact} {normal}");
     }
@@ -238,6 +277,41 @@ mod tests {
                     "{constant} {random}"
                 );
             }
+        }
+    }
+
+    fn throttled(load: &Load, usecs: u16) -> f64 {
+        let itr = ItrConfig::new(usecs, None).expect("an interval");
+        let rate = load.conditions_per_second(Mode::Itr(itr));
+        rate.expect("a closed form")
+    }
+
+    #[test]
+    fn a_throttle_takes_the_lesser_of_packets_and_intervals() {
+        for (pps, usecs, rate) in [
+            (10_000.0, 50, 10_000.0),
+            (20_000.0, 50, 20_000.0),
+            (100_000.0, 50, 20_000.0),
+            (3e6, 1, 1.0 / 1e-6),
+        ] {
+            let load = load(pps, OCCUPIES, Arrivals::Constant);
+            assert!((throttled(&load, usecs) / rate - 1.0).abs() < 1e-9, "{pps}");
+        }
+        // A Poisson process: 1 / (I + exp(-rate I) / rate).
+        let poisson = load(20_000.0, 0.0, Arrivals::Poisson);
+        let exact = 1.0 / (50e-6 + (-1.0f64).exp() / 20_000.0);
+        assert!((throttled(&poisson, 50) / exact - 1.0).abs() < 1e-9);
+        // On a line that is nearly full there is nearly nothing left to chance.
+        let full = load(1_480_000.0, OCCUPIES, Arrivals::Poisson);
+        assert!((throttled(&full, 2) / 5e5 - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_adapts_has_no_closed_form() {
+        let load = load(20_000.0, OCCUPIES, Arrivals::Constant);
+        let lli = ItrConfig::new(50, LliConfig::new(128, 0)).expect("an interval");
+        for mode in [Mode::Itr(lli), Mode::IgbDynamic, Mode::Dim(PeriodMode::Eqe)] {
+            assert_eq!(load.conditions_per_second(mode), None);
         }
     }
 }

@@ -11,13 +11,14 @@ use std::time::Duration;
 use nic_backend::coalesce::CoalesceSpec;
 use nic_backend::wire::WireSpec;
 use nic_device::nic::NicStatus;
+use nic_device::rings::ModerationStatus;
 use nic_guest::net::stats::KernelStats;
 use nic_guest::net::{CpuCost, DEVICE_FEATURES};
 use nic_guest::virtio_net::ProbeOptions;
 use nic_guest::virtio_net::rx::GOOD_PACKET_LEN;
 use nic_guest::virtio_net::toeplitz::VERIFICATION_KEY;
 use nic_model::filter::MacAddress;
-use nic_model::moderation::ModerationCounters;
+use nic_model::moderation::{Coalesce, Mode, ModeStatus};
 use nic_model::phy::{LINE_OVERHEAD, Speed};
 
 pub mod closed_form;
@@ -76,6 +77,10 @@ pub struct Outcome {
     pub interrupts: u64,
     /// The time that it took.
     pub elapsed: Duration,
+    /// The moderation's mode, and where it was in the end.
+    pub mode: ModeStatus,
+    /// Its parameters in the end.
+    pub in_force: Coalesce,
     /// Rounds of the guest's NAPI.
     pub polls: u64,
     /// Packets lost, by reason, those that are none left out.
@@ -109,21 +114,41 @@ impl Experiment {
         }
     }
 
-    /// Conditions a second by arithmetic.
+    /// Conditions a second by arithmetic, if there is a closed form.
     #[must_use]
-    pub fn expected(&self) -> f64 {
+    pub fn expected(&self) -> Option<f64> {
         self.load().conditions_per_second(self.coalesce.rx)
+    }
+
+    /// What the card comes with: what a driver cannot say.
+    fn own_mode(&self) -> Mode {
+        match self.coalesce.rx {
+            Mode::NotfCoal(_) => Mode::default(),
+            own => own,
+        }
+    }
+
+    /// What the driver says of it: frames, and microseconds.
+    fn said_by_driver(&self) -> Option<(u32, u32)> {
+        match self.coalesce.rx {
+            Mode::NotfCoal(coalesce) => Some((coalesce.frames, coalesce.usecs)),
+            _ => None,
+        }
     }
 
     /// Why the closed form may not hold for this experiment, in words for whoever asked for it.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let load = self.load();
-        let group = load.packets_per_condition(self.coalesce.rx, Duration::ZERO);
+        let Some(group) = load.packets_per_condition(self.coalesce.rx, Duration::ZERO) else {
+            return Vec::new();
+        };
         let ring = f64::from(probe_options().queue_size);
         let buffers = (self.frame_size as f64 / GOOD_PACKET_LEN as f64).ceil();
         let mut doubts = Vec::new();
-        if group * buffers > ring {
+        // Time alone goes on.
+        let counts = matches!(self.coalesce.rx, Mode::NotfCoal(_));
+        if counts && group * buffers > ring {
             doubts.push(format!(
                 "the guest's ring of {ring} buffers runs dry before {group:.0} packets are there: fewer interrupts than expected"
             ));
@@ -169,7 +194,7 @@ pub(crate) fn probe_options() -> ProbeOptions {
 struct Sample {
     offered: u64,
     interrupts: u64,
-    moderation: ModerationCounters,
+    moderation: ModerationStatus,
     polls: u64,
     /// Packets lost: first the card's reasons, then the guest's.
     drops: Vec<(&'static str, u64)>,
@@ -182,7 +207,7 @@ impl Sample {
         Sample {
             offered: card.port.counters.rx_frames,
             interrupts: card.queues[0].interrupts_sent,
-            moderation: card.moderation[0].expect("a receive queue").counters,
+            moderation: card.moderation[0].expect("a receive queue"),
             polls: guest.rx().polls,
             drops: drops.chain(guest.drops()).collect(),
         }
@@ -196,15 +221,18 @@ impl Outcome {
         observer: &observer::Observer,
         elapsed: Duration,
     ) -> Self {
-        let timers = after.moderation.by_timer - before.moderation.by_timer;
-        let late = after.moderation.timer_late_ns - before.moderation.timer_late_ns;
+        let (now, then) = (after.moderation.counters, before.moderation.counters);
+        let timers = now.by_timer - then.by_timer;
+        let late = now.timer_late_ns - then.timer_late_ns;
         let drops = before.drops.iter().zip(&after.drops);
         Outcome {
             offered: after.offered - before.offered,
             delivered: observer.delivered,
-            conditions_met: after.moderation.conditions_met - before.moderation.conditions_met,
+            conditions_met: now.conditions_met - then.conditions_met,
             interrupts: after.interrupts - before.interrupts,
             elapsed,
+            mode: after.moderation.mode,
+            in_force: after.moderation.coalesce,
             polls: after.polls - before.polls,
             drops: drops
                 .map(|(&(_, before), &(name, after))| (name.to_owned(), after - before))
@@ -214,7 +242,7 @@ impl Outcome {
             latency_p99: observer.latency(99.0),
             lateness: late.checked_div(timers).map(|mean| Lateness {
                 mean: Duration::from_nanos(mean),
-                max: Duration::from_nanos(after.moderation.timer_late_max_ns),
+                max: Duration::from_nanos(now.timer_late_max_ns),
             }),
         }
     }

@@ -7,6 +7,7 @@ use nic_backend::clock::Clock;
 use nic_backend::cpus::CpuList;
 use nic_backend::patience::PollMode;
 use nic_backend::server::{NicConfig, NicServer};
+use nic_backend::wire::fault::FaultSpec;
 use nic_device::features::Features;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{Kernel, KernelConfig, Machine};
@@ -42,16 +43,19 @@ pub fn in_real_time(
     let directory = tempfile::tempdir().context("no temporary directory for the socket")?;
     let clock = Clock::start();
     let server = NicServer::start(NicConfig {
+        name: None,
         socket: directory.path().join("nic"),
         port: PortConfig {
             mac: MAC,
             mtu: experiment.mtu(),
             speed: experiment.speed,
             link: false,
+            rx_coalesce: experiment.own_mode(),
             ..PortConfig::default()
         },
         features: Features::supported(1),
         wire: experiment.wire(),
+        fault: FaultSpec::default(),
         workers: 1,
         poll: if experiment.poll {
             PollMode::Always
@@ -67,10 +71,9 @@ pub fn in_real_time(
     let machine = RealMachine(clock);
     let mut kernel = Kernel::new(dev, machine, KernelConfig::default());
     let mut observer = Observer::new(&mut kernel)?;
-    let coalesce = experiment.coalesce.rx;
-    kernel
-        .dev
-        .set_rx_coalesce(coalesce.frames, coalesce.usecs)?;
+    if let Some((frames, usecs)) = experiment.said_by_driver() {
+        kernel.dev.set_rx_coalesce(frames, usecs)?;
+    }
     while kernel.step()? {}
     let before = Sample::new(&server.status()?.nic, &kernel.stats());
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use nic_model::moderation::Coalesce;
+use nic_model::moderation::{Coalesce, ModeStatus};
 use serde::Serialize;
 
 use super::closed_form::Arrivals;
@@ -47,10 +47,10 @@ pub struct Run {
     pub conditions_met_per_s: f64,
     /// Interrupts a second that the card sent.
     pub interrupts_per_s: f64,
-    /// Conditions met a second by arithmetic.
-    pub expected_interrupts_per_s: f64,
+    /// Conditions met a second by arithmetic; null where there is no closed form.
+    pub expected_interrupts_per_s: Option<f64>,
     /// How far the conditions met are from that, in per cent.
-    pub error_pct: f64,
+    pub error_pct: Option<f64>,
     /// Packets that reached the socket by interrupts.
     pub packets_per_interrupt: Option<f64>,
     /// Rounds of NAPI.
@@ -89,9 +89,13 @@ pub struct LatenessUs {
     max: f64,
 }
 
-/// `struct ethtool_coalesce`, the receive half.
+/// The moderation's mode, and `struct ethtool_coalesce`, the receive half, as they were in the end.
 #[derive(Debug, Serialize)]
 pub struct RxCoalesce {
+    /// As it was asked for.
+    spec: String,
+    #[serde(flatten)]
+    mode: ModeStatus,
     rx_usecs: u32,
     rx_frames: u32,
 }
@@ -162,7 +166,7 @@ impl Run {
         let rate = |count: u64| count as f64 / seconds;
         let expected = experiment.expected();
         let met = rate(outcome.conditions_met);
-        let Coalesce { usecs, frames } = experiment.coalesce.rx;
+        let Coalesce { usecs, frames } = outcome.in_force;
         let drops = outcome.drops.iter();
         Run {
             offered_pps: experiment.pps.get(),
@@ -170,7 +174,7 @@ impl Run {
             conditions_met_per_s: met,
             interrupts_per_s: rate(outcome.interrupts),
             expected_interrupts_per_s: expected,
-            error_pct: (met / expected - 1.0) * 100.0,
+            error_pct: expected.map(|expected| (met / expected - 1.0) * 100.0),
             packets_per_interrupt: (outcome.interrupts > 0)
                 .then(|| outcome.delivered as f64 / outcome.interrupts as f64),
             polls: outcome.polls,
@@ -182,6 +186,8 @@ impl Run {
                 p99: outcome.latency_p99 as f64 / 1e3,
             },
             coalesce: RxCoalesce {
+                spec: experiment.coalesce.to_string(),
+                mode: outcome.mode,
                 rx_usecs: usecs,
                 rx_frames: frames,
             },
@@ -192,7 +198,7 @@ impl Run {
                 mean: micros(mean),
                 max: micros(max),
             }),
-            expected_when_late_per_s: outcome.lateness.map(|late| {
+            expected_when_late_per_s: outcome.lateness.and_then(|late| {
                 let load = experiment.load();
                 load.conditions_per_second_when_late(experiment.coalesce.rx, late.mean)
             }),
@@ -206,14 +212,11 @@ impl Run {
         let mut cells = vec![
             self.frame_size.to_string(),
             self.offered_pps.to_string(),
-            match (self.coalesce.rx_usecs, self.coalesce.rx_frames) {
-                (0, 0) => "off".to_owned(),
-                (usecs, frames) => format!("{usecs}, {frames}"),
-            },
+            self.coalesce.cell(),
             format!("{:.0}", self.delivered_pps),
             format!("{:.0}", self.conditions_met_per_s),
-            format!("{:.0}", self.expected_interrupts_per_s),
-            format!("{:.3}", self.error_pct),
+            some(self.expected_interrupts_per_s, 0),
+            some(self.error_pct, 3),
             format!("{:.0}", self.interrupts_per_s),
             some(self.packets_per_interrupt, 2),
             self.polls.to_string(),
@@ -236,6 +239,19 @@ impl Run {
         cells.resize(columns - 1, "-".to_owned());
         cells.push(drops.join(", "));
         cells
+    }
+}
+
+impl RxCoalesce {
+    fn cell(&self) -> String {
+        let (usecs, frames) = (self.rx_usecs, self.rx_frames);
+        match self.mode {
+            ModeStatus::Off if (usecs, frames) == (0, 0) => "off".to_owned(),
+            ModeStatus::Off | ModeStatus::NotfCoal => format!("{usecs}, {frames}"),
+            ModeStatus::Itr { .. } => self.spec.clone(),
+            ModeStatus::IgbDynamic { .. } => format!("{}: {usecs}", self.spec),
+            ModeStatus::Dim { .. } => format!("{}: {usecs}, {frames}", self.spec),
+        }
     }
 }
 

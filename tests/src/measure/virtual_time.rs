@@ -39,13 +39,10 @@ impl Testbed {
             mtu: experiment.mtu(),
             speed: experiment.speed,
             link: false,
+            rx_coalesce: experiment.own_mode(),
             ..PortConfig::default()
         };
-        let facts = PortFacts {
-            mac: config.mac,
-            mtu: config.mtu,
-            speed: config.speed,
-        };
+        let facts = PortFacts::of(&config);
         let wire = experiment.wire().open(&facts)?;
         let card = Card::new(Nic::new(&config, Features::supported(1)), wire, Nanos::ZERO);
         let transport = InProcess::new(card, GuestMemory::new(GUEST_MEMORY)?)?;
@@ -57,10 +54,9 @@ impl Testbed {
         };
         let mut kernel = Kernel::new(dev, world.clone(), config);
         let observer = Observer::new(&mut kernel)?;
-        let coalesce = experiment.coalesce.rx;
-        kernel
-            .dev
-            .set_rx_coalesce(coalesce.frames, coalesce.usecs)?;
+        if let Some((frames, usecs)) = experiment.said_by_driver() {
+            kernel.dev.set_rx_coalesce(frames, usecs)?;
+        }
         // What setting up caused is over before the load begins.
         while kernel.step()? {}
         let testbed = Testbed {

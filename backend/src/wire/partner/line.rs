@@ -4,10 +4,12 @@
 //! every frame may be answered. Sockets, which have windows' worth to send, get tokens only while it
 //! is half empty: so acknowledgements and pings get through a bulk transfer. smoltcp has room for one packet
 //! in fragments, and would overwrite it with the next: so while one is under way its fragments alone
-//! get tokens, as many as they need.
+//! get tokens, as many as they need. It gives all whole packets of IPv4 the identification 0; here they are numbered, as most
+//! systems do, so that a card that coalesces has something to merge.
 
 use std::collections::VecDeque;
 
+use nic_model::checksum;
 use nic_model::frame::{ETHERNET_HEADER, Frame, Pool};
 use nic_model::time::Nanos;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -29,6 +31,8 @@ pub struct Queues {
     pub read: Option<Frame>,
     /// Whether the packet that went last lacks its further fragments.
     fragments: bool,
+    /// The identification of the next packet of IPv4.
+    identification: u16,
 }
 
 /// The line for the time of one call.
@@ -76,6 +80,7 @@ impl<'a> Line<'a> {
             pool: self.pool,
             outbound: &mut self.queues.outbound,
             fragments: &mut self.queues.fragments,
+            identification: &mut self.queues.identification,
             arrival: self.arrival,
         }
     }
@@ -105,6 +110,7 @@ impl Device for Line<'_> {
             pool: self.pool,
             outbound: &mut self.queues.outbound,
             fragments: &mut self.queues.fragments,
+            identification: &mut self.queues.identification,
             arrival: self.arrival,
         };
         Some((received, room))
@@ -146,6 +152,7 @@ pub struct Room<'a> {
     pool: &'a mut Pool,
     outbound: &'a mut VecDeque<Frame>,
     fragments: &'a mut bool,
+    identification: &'a mut u16,
     arrival: Nanos,
 }
 
@@ -155,10 +162,31 @@ impl TxToken for Room<'_> {
         frame.set_len(len);
         frame.arrival = self.arrival;
         let result = f(frame.bytes_mut());
+        if number(frame.bytes_mut(), *self.identification) {
+            *self.identification = self.identification.wrapping_add(1);
+        }
         *self.fragments = has_more_fragments(frame.bytes());
         self.outbound.push_back(frame);
         result
     }
+}
+
+/// Gives `frame` an `identification` if it is a whole packet of IPv4.
+fn number(frame: &mut [u8], identification: u16) -> bool {
+    const HEADER: usize = 20;
+    const FRAGMENT: u16 = 0x3fff;
+    let is_ipv4 = frame[12..14] == [0x08, 0x00];
+    let Some(header) = frame.get_mut(ETHERNET_HEADER..ETHERNET_HEADER + HEADER) else {
+        return false;
+    };
+    if !is_ipv4 || header[0] != 0x45 || u16::from_be_bytes([header[6], header[7]]) & FRAGMENT != 0 {
+        return false;
+    }
+    header[4..6].copy_from_slice(&identification.to_be_bytes());
+    header[10..12].fill(0);
+    let checksum = !checksum::sum(header, 0);
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    true
 }
 
 /// Whether `frame` is a fragment of an IPv4 packet, but not the last one.

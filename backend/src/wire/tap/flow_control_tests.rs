@@ -9,6 +9,7 @@ use nix::sys::socket::sockopt::{BindToDevice, Broadcast};
 
 use super::tests::{open, statistic, unique};
 use super::*;
+use crate::wire::testing::pool;
 
 /// More than the FIFO holds, and less than that and the interface's queue.
 const FRAMES: usize = 600;
@@ -68,4 +69,29 @@ fn nothing_is_lost_to_a_fifo_that_is_full() {
     assert_eq!((drops.total(), port.pool.lent()), (0, 0), "{drops:?}");
     assert_eq!(statistic(&name, "statistics/tx_dropped"), 0);
     assert!(!port.wire_is_paused());
+}
+
+#[test]
+fn nothing_is_read_while_no_buffer_could_take_a_super_frame() {
+    let name = unique("g");
+    let Some(mut tap) = open(&name, 1500) else {
+        return;
+    };
+    let mut pool = pool(1500);
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    setsockopt(&socket, BindToDevice, &name.clone().into()).expect("it is bound");
+    setsockopt(&socket, Broadcast, &true).expect("it may");
+    tap.link_changed(Nanos::ZERO, true);
+    let sent = socket.send_to(b"patience", "255.255.255.255:9");
+    sent.expect("the interface's queue has room");
+    let big: Vec<_> = std::iter::from_fn(|| pool.take_big_received()).collect();
+    let mut frames = Vec::new();
+    tap.receive(Nanos::ZERO, 64, &mut pool, &mut frames);
+    assert!(frames.is_empty() && !tap.is_gone());
+    pool.give_all(big);
+    // The kernel may have sent something of its own, too.
+    tap.receive(Nanos::ZERO, 64, &mut pool, &mut frames);
+    assert!(frames.iter().any(|f| f.bytes().ends_with(b"patience")));
+    pool.give_all(frames);
+    assert_eq!((pool.lent(), tap.read_errors), (0, 0));
 }

@@ -12,6 +12,10 @@ const TX_BASIC: u64 = 1 << 16;
 const TX_CSUM: u64 = 1 << 17;
 const RX_GSO: u64 = 1 << 2;
 const TX_GSO: u64 = 1 << 18;
+const RX_SPEED: u64 = 1 << 3;
+const TX_SPEED: u64 = 1 << 19;
+/// What needs no other feature.
+const ALWAYS: u64 = RX_BASIC | RX_SPEED | TX_BASIC | TX_SPEED | CONTROL;
 const CONTROL: u64 = 1 << 32;
 /// With super-frames, too.
 const GSO: Features = BOTH.union(Features::HOST_TSO6).union(Features::GUEST_USO4);
@@ -31,16 +35,10 @@ fn request(entries: &[(u16, u64)]) -> Vec<u8> {
 fn a_driver_is_told_what_it_may_ask_for() {
     let mut port = Port::new(&PortConfig::default());
     for (features, expected) in [
-        (STATS, RX_BASIC | TX_BASIC | CONTROL),
-        (BOTH, RX_BASIC | RX_CSUM | TX_BASIC | TX_CSUM | CONTROL),
-        (
-            STATS | Features::CSUM,
-            RX_BASIC | TX_BASIC | TX_CSUM | CONTROL,
-        ),
-        (
-            GSO,
-            RX_BASIC | RX_CSUM | RX_GSO | TX_BASIC | TX_CSUM | TX_GSO | CONTROL,
-        ),
+        (STATS, ALWAYS),
+        (BOTH, ALWAYS | RX_CSUM | TX_CSUM),
+        (STATS | Features::CSUM, ALWAYS | TX_CSUM),
+        (GSO, ALWAYS | RX_CSUM | RX_GSO | TX_CSUM | TX_GSO),
     ] {
         let reply = execute(&mut port, features, &[8, 0]).unwrap();
         assert_eq!(reply, expected.to_le_bytes(), "{features}");
@@ -57,6 +55,8 @@ fn each_group_has_its_header_and_the_length_of_its_structure() {
         (1, TX_CSUM, 17, 2),
         (0, RX_GSO, 2, 4),
         (1, TX_GSO, 18, 6),
+        (0, RX_SPEED, 3, 2),
+        (1, TX_SPEED, 19, 2),
         (2, CONTROL, 32, 2),
     ] {
         let reply = execute(&mut port, GSO, &request(&[(index, group)])).unwrap();
@@ -101,9 +101,9 @@ fn one_bad_entry_refuses_the_whole_request() {
         ((0, RX_BASIC | CONTROL), Refusal::Malformed),
         ((1, RX_CSUM), Refusal::Malformed),
         ((2, RX_BASIC), Refusal::Malformed),
-        // Segmentation that was not negotiated, speed allowances, and what nobody knows.
+        // Segmentation that was not negotiated, the other half's, and what nobody knows.
         ((0, 1 << 2), Refusal::Malformed),
-        ((1, 1 << 19), Refusal::Malformed),
+        ((0, TX_SPEED), Refusal::Malformed),
         ((0, 1 << 63), Refusal::Malformed),
     ] {
         for entries in [&[bad][..], &[(0, RX_BASIC), bad, (2, CONTROL)]] {
@@ -119,9 +119,9 @@ fn one_bad_entry_refuses_the_whole_request() {
 #[test]
 fn a_request_may_name_each_group_of_each_queue_and_no_more() {
     let mut port = Port::new(&PortConfig::default());
-    let entries = [(0, RX_BASIC); 22];
-    let reply = execute(&mut port, BOTH, &request(&entries[..21])).unwrap();
-    assert_eq!(reply.len(), 21 * 56);
+    let entries = [(0, RX_BASIC); 28];
+    let reply = execute(&mut port, BOTH, &request(&entries[..27])).unwrap();
+    assert_eq!(reply.len(), 27 * 56);
     let refusal = refused(&mut port, BOTH, &request(&entries));
     assert_eq!(refusal, Refusal::Malformed);
 }

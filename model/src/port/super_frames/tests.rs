@@ -2,6 +2,7 @@ use super::*;
 use crate::frame::Segmentation;
 use crate::host::QueueIndex;
 use crate::port::PortConfig;
+use crate::rsc::Takes;
 use crate::segment::tests::{super_frame, usual};
 
 fn port() -> Port {
@@ -42,10 +43,17 @@ fn the_line_and_the_fifo_see_the_frames_that_a_super_frame_stands_for() {
         assert_eq!(whole.fifos[0].octets(), cut.fifos[0].octets());
         let counters = whole.counters(&[]);
         assert_eq!(counters.receive_balance(1), 0, "{counters:?}");
-        let seen = |c: &crate::counters::PortCounters| (c.rx_frames, c.rx_octets, c.rx_unicast);
+        assert!(counters.statistics_agree(), "{counters:?}");
+        let seen = |c: &crate::counters::PortCounters| {
+            (c.rx_frames, c.rx_octets, c.rx_sizes, c.rx_unicast)
+        };
         assert_eq!(seen(&counters), seen(&cut.counters(&[])));
+        // For whoever waits until a FIFO has got that far, too.
+        let fifo = whole.fifos[0];
+        assert_eq!((fifo.pushed(), fifo.taken()), (count as u64, 1));
         whole.release(QueueIndex(0), frame.drain(..));
         assert_eq!((whole.fifos[0].octets(), whole.pool.lent()), (0, 0));
+        assert_eq!(whole.fifos[0].drained(), fifo.pushed());
         cut.release(QueueIndex(0), pieces.drain(..));
     }
 }
@@ -105,6 +113,7 @@ fn what_the_wire_gives_is_checked() {
     assert_eq!(counters.drops.get(Drop::RxMalformed), 1);
     assert_eq!(counters.drops.get(Drop::RxOversize), 1);
     assert_eq!(counters.receive_balance(2), 0);
+    assert!(counters.statistics_agree(), "{counters:?}");
     port.release(QueueIndex(0), admitted.drain(..));
     assert_eq!(port.pool.lent(), 0);
 }
@@ -124,9 +133,38 @@ fn a_super_frame_that_is_dropped_counts_as_the_frames_that_it_stands_for() {
     assert_eq!(admitted.len(), 1);
     let counters = port.counters(&[]);
     assert_eq!(counters.drops.get(Drop::RxFifoOverflow), 120);
+    assert!(counters.statistics_agree(), "{counters:?}");
     assert_eq!(port.line_counters(QueueIndex(0)).rx_overflows, 120);
     assert_eq!(counters.receive_balance(1), 0);
     // There is less room than for the longest; one is taken in any case.
     assert_eq!(port.rx_room(Nanos(1_000_000_000)), 1);
     port.release(QueueIndex(0), admitted.drain(..));
+}
+
+#[test]
+fn merged_segments_leave_the_fifo_as_those_that_they_are() {
+    let mut port = Port::new(&PortConfig {
+        lro: true,
+        ..PortConfig::default()
+    });
+    port.rsc.accept(Takes {
+        ipv4: true,
+        ..Takes::default()
+    });
+    let shape = usual(Segmentation::Tcpv4, 1000, 20_000);
+    let mut whole = super_frame(&mut port.pool, &shape);
+    // Of others, for the station.
+    whole.bytes_mut()[..6].copy_from_slice(&PortConfig::default().mac.0);
+    let pieces = segments(&mut port, &whole);
+    port.pool.give(whole);
+    let mut merged = receive(&mut port, pieces);
+    assert_eq!((merged.len(), port.counters(&[]).rx_merged), (1, 19));
+    let fifo = port.fifos[0];
+    assert_eq!((fifo.pushed(), fifo.taken(), fifo.drained()), (20, 1, 0));
+    port.release(QueueIndex(0), merged.drain(..));
+    let fifo = port.fifos[0];
+    assert_eq!(
+        (fifo.drained(), fifo.octets(), port.pool.lent()),
+        (20, 0, 0)
+    );
 }

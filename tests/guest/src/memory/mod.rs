@@ -94,6 +94,7 @@ struct RegionSpec {
 pub struct GuestMemoryBuilder {
     regions: Vec<RegionSpec>,
     one_file: bool,
+    unsealed: bool,
 }
 
 impl GuestMemoryBuilder {
@@ -133,6 +134,13 @@ impl GuestMemoryBuilder {
         self
     }
 
+    /// Leaves the files without a seal against shrinking, for [`GuestMemory::truncate`].
+    #[must_use]
+    pub fn unsealed(mut self) -> Self {
+        self.unsealed = true;
+        self
+    }
+
     /// Makes the files, seals them against shrinking, and maps them.
     ///
     /// # Errors
@@ -151,7 +159,7 @@ impl GuestMemoryBuilder {
             .map(|spec| spec.mmap_offset + spec.size)
             .sum();
         let mut shared = if self.one_file {
-            Some((guest_file(total)?, 0))
+            Some((self.guest_file(total)?, 0))
         } else {
             None
         };
@@ -162,7 +170,10 @@ impl GuestMemoryBuilder {
                     *end = offset + spec.size;
                     (Arc::clone(file), offset)
                 }
-                None => (guest_file(spec.mmap_offset + spec.size)?, spec.mmap_offset),
+                None => {
+                    let file = self.guest_file(spec.mmap_offset + spec.size)?;
+                    (file, spec.mmap_offset)
+                }
             };
             let region = Region::map(file, spec, mmap_offset)?;
             let end = region
@@ -195,18 +206,20 @@ impl GuestMemoryBuilder {
             free: Mutex::new(free),
         }))
     }
-}
 
-fn guest_file(size: usize) -> Result<Arc<File>, MemoryError> {
-    let fd = memfd_create(
-        c"nic-guest-memory",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?;
-    let file = File::from(fd);
-    file.set_len(size as u64)?;
-    // A file cut short under a mapping means SIGBUS for whoever touches it: rule that out.
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
-    Ok(Arc::new(file))
+    fn guest_file(&self, size: usize) -> Result<Arc<File>, MemoryError> {
+        let fd = memfd_create(
+            c"nic-guest-memory",
+            MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+        )?;
+        let file = File::from(fd);
+        file.set_len(size as u64)?;
+        if !self.unsealed {
+            // A file cut short under a mapping means SIGBUS for whoever touches it: rule that out.
+            fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
+        }
+        Ok(Arc::new(file))
+    }
 }
 
 /// One mapped piece of guest memory.
@@ -305,6 +318,19 @@ impl GuestMemory {
     #[must_use]
     pub fn region_file(&self, index: usize) -> Option<BorrowedFd<'_>> {
         self.regions.get(index).map(|r| r.file.as_fd())
+    }
+
+    /// Cuts the file behind region `index` short, to `len` bytes: what no front-end must do. From then on whoever touches what was
+    /// behind gets SIGBUS, this process too.
+    ///
+    /// # Errors
+    /// There is no such region, or its file is sealed, as it is unless [`GuestMemoryBuilder::unsealed`] says otherwise.
+    pub fn truncate(&self, index: usize, len: u64) -> Result<(), MemoryError> {
+        let region = self
+            .regions
+            .get(index)
+            .ok_or(MemoryError::BadRegion(index))?;
+        Ok(region.file.set_len(len)?)
     }
 
     /// Where this process has guest address `addr` mapped.

@@ -5,7 +5,8 @@
 //! for IPv4 over Ethernet.
 
 use super::eth::{BROADCAST, ETH_P_ARP, ETH_P_IP, eth_header};
-use super::neighbour::NudState;
+use super::neigh_table::NudState;
+use super::netdevice::{IFF_LOOPBACK, IFF_NOARP, Ifindex};
 use super::route::RtType;
 use super::skbuff::{MAX_HEADER, PktType, Skb};
 use super::stats::RxDrop;
@@ -70,8 +71,11 @@ impl Arp {
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(super) fn arp_rcv(&mut self, skb: Skb) {
-        let arp = if skb.pkt_type == PktType::OtherHost {
-            // Seen only because the device is promiscuous: none of our business.
+        let _stage = self.stage("arp_rcv");
+        let dev = skb.dev;
+        let asks = self.netdevs[dev].flags & (IFF_NOARP | IFF_LOOPBACK) == 0;
+        let arp = if !asks || skb.pkt_type == PktType::OtherHost {
+            // Seen only because the device is promiscuous, or it has no use for ARP: none of our business.
             None
         } else if let Some(arp) = Arp::parse(skb.data()) {
             Some(arp)
@@ -79,7 +83,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return self.drop_rx(skb, RxDrop::ArpInvalid);
         };
         if let Some(arp) = arp
-            && !self.arp_process(&arp, skb.pkt_type)
+            && !self.arp_process(&arp, skb.pkt_type, dev)
         {
             return self.drop_rx(skb, RxDrop::ArpInvalid);
         }
@@ -88,7 +92,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// Whether the packet made sense.
-    fn arp_process(&mut self, arp: &Arp, pkt_type: PktType) -> bool {
+    fn arp_process(&mut self, arp: &Arp, pkt_type: PktType, dev: Ifindex) -> bool {
+        let _stage = self.stage("arp_process");
         let tip = std::net::Ipv4Addr::from_bits(arp.tip);
         if tip.is_multicast() || tip.is_loopback() {
             return false;
@@ -96,28 +101,30 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if arp.sip == 0 {
             // Somebody looks whether the address he wants is free (RFC 2131).
             if arp.op == ARPOP_REQUEST && self.fib.is_local(arp.tip) {
-                self.arp_reply(arp);
+                self.arp_reply(arp, dev);
             }
             return true;
         }
         if arp.op == ARPOP_REQUEST
-            && self.ip_route_input_noref(arp.tip, arp.sip) == Ok(RtType::Local)
+            && self
+                .ip_route_input_noref(arp.tip, arp.sip)
+                .is_ok_and(|rt| rt.rt_type == RtType::Local)
         {
-            if self.neigh_event_ns(arp.sip, arp.sha) {
-                self.arp_reply(arp);
+            if self.neigh_event_ns(arp.sip, dev, arp.sha) {
+                self.arp_reply(arp, dev);
             }
             return true;
         }
         // Nobody is learnt of who was not asked for.
-        if let Some(at) = self.arp_tbl.lookup(arp.sip) {
-            let gratuitous = self.arp_is_garp(arp);
+        if let Some(at) = self.neigh_lookup(arp.sip, dev) {
+            let overrides = self.arp_is_garp(arp) || !self.neigh_is_locked(at);
             let answer = arp.op == ARPOP_REPLY && pkt_type == PktType::Host;
             let state = if answer {
                 NudState::Reachable
             } else {
                 NudState::Stale
             };
-            self.neigh_update(at, arp.sha, state, gratuitous);
+            self.neigh_update(at, arp.sha, state, overrides);
         }
         true
     }
@@ -129,41 +136,79 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             && self.fib.is_unicast(arp.sip)
     }
 
-    fn arp_reply(&mut self, request: &Arp) {
+    fn arp_reply(&mut self, request: &Arp, dev: Ifindex) {
         let reply = Arp {
             op: ARPOP_REPLY,
-            sha: self.dev_addr,
+            sha: self.netdevs[dev].dev_addr,
             sip: request.tip,
             tha: request.sha,
             tip: request.sip,
         };
-        self.arp_send(request.sha, reply);
+        self.arp_send_dst(request.sha, reply, dev);
     }
 
-    /// Asks who has `target`.
-    pub(super) fn arp_solicit(&mut self, target: u32) {
+    /// Asks the neighbour at `dest`, or all of a device's neighbours, who has `target`; as `saddr`, if that is an
+    /// address of this host.
+    pub(super) fn arp_solicit(
+        &mut self,
+        target: u32,
+        dev: Ifindex,
+        dest: [u8; 6],
+        saddr: Option<u32>,
+    ) {
+        let _stage = self.stage("arp_solicit");
+        let sip = match saddr {
+            Some(saddr) if self.inet_addr_type(saddr) == RtType::Local => saddr,
+            _ => self.inet_select_addr(dev, target),
+        };
+        self.arp_send_request(target, sip, dev, dest);
+    }
+
+    fn arp_send_request(&mut self, tip: u32, sip: u32, dev: Ifindex, dest: [u8; 6]) {
         let request = Arp {
             op: ARPOP_REQUEST,
-            sha: self.dev_addr,
-            sip: self.fib.local_addr(),
+            sha: self.netdevs[dev].dev_addr,
+            sip,
             tha: [0; 6],
-            tip: target,
+            tip,
         };
-        self.arp_send(BROADCAST, request);
+        self.arp_send_dst(dest, request, dev);
     }
 
-    /// Tells all neighbours where this host is (`netdev_notify_peers`, `inetdev_send_gratuitous_arp`).
-    pub(crate) fn netdev_notify_peers(&mut self) {
-        self.arp_solicit(self.fib.local_addr());
+    /// Tells all of a device's neighbours where this host is (`netdev_notify_peers`, `inetdev_send_gratuitous_arp`).
+    pub(crate) fn netdev_notify_peers(&mut self, dev: Ifindex) {
+        for at in 0..self.netdevs[dev].ifa_list.len() {
+            let own = self.netdevs[dev].ifa_list[at].ifa_local;
+            self.arp_send_request(own, own, dev, BROADCAST);
+        }
     }
 
-    /// Makes and sends a frame (`arp_create`, `arp_xmit`).
-    fn arp_send(&mut self, dest: [u8; 6], arp: Arp) {
+    fn arp_send_dst(&mut self, dest: [u8; 6], arp: Arp, dev: Ifindex) {
+        let _stage = self.stage("arp_send_dst");
+        let skb = self.arp_create(dest, arp, dev);
+        self.arp_xmit(skb);
+    }
+
+    fn arp_create(&mut self, dest: [u8; 6], arp: Arp, dev: Ifindex) -> Skb {
+        let _stage = self.stage("arp_create");
         let mut skb = self.skb_cache.alloc(MAX_HEADER, ETH_ZLEN);
-        skb.protocol = ETH_P_ARP;
+        (skb.protocol, skb.dev) = (ETH_P_ARP, dev);
         skb.put(Arp::LEN).copy_from_slice(&arp.to_bytes());
-        *skb.push() = eth_header(dest, self.dev_addr, ETH_P_ARP);
-        self.dev_queue_xmit(skb);
+        *skb.push() = eth_header(dest, self.netdevs[dev].dev_addr, ETH_P_ARP);
+        self.changed("arphdr", || {
+            let what = if arp.op == ARPOP_REQUEST {
+                "who has"
+            } else {
+                "is at, asked by"
+            };
+            format!("{what} {}", std::net::Ipv4Addr::from_bits(arp.tip))
+        });
+        skb
+    }
+
+    fn arp_xmit(&mut self, skb: Skb) {
+        let _stage = self.stage("arp_xmit");
+        self.__dev_queue_xmit(skb);
     }
 }
 

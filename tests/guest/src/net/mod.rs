@@ -8,47 +8,64 @@
 //!
 //! ```text
 //! interrupt -> vring_interrupt -> skb_recv_done -> napi_schedule        softirq, virtio_net::napi
-//! net_rx_action -> __napi_poll -> virtnet_poll -> napi_gro_receive      napi, virtio_net::napi
-//! netif_receive_skb_list -> __netif_receive_skb_core                    dev
+//! net_rx_action -> __napi_poll -> virtnet_poll -> napi_gro_receive      napi, virtio_net::napi, gro
+//! netif_receive_skb_list_internal -> __netif_receive_skb_core           dev
+//!   -> get_rps_cpu -> enqueue_to_backlog                                rps, backlog
+//!   (netif_rx -> enqueue_to_backlog -> process_backlog comes here, too) backlog
+//!   -> packet_rcv, vlan_do_receive, br_handle_frame                     af_packet, vlan, bridge
 //!   -> arp_rcv                                                          arp, neighbour
-//!   -> ip_rcv -> ip_route_input_noref -> ip_local_deliver               ip_input, route
+//!   -> ip_list_rcv -> ip_rcv_core -> ip_rcv_finish_core                 ip_input, route
+//!        -> ip_forward -> ip_output                                     ip_forward, ip_output
+//!        -> ip_local_deliver, ip_defrag                                 ip_input, ip_fragment
 //!        -> udp_rcv -> __udp4_lib_lookup -> the socket's queue          udp, sock
 //!        -> icmp_rcv -> icmp_echo, ping_rcv                             icmp, ping
-//! recvfrom, sendto                                                      af_inet
-//!   -> udp_sendmsg -> ip_make_skb -> ip_output -> ip_finish_output2     udp, ip_output
-//!        -> neigh_resolve_output -> dev_queue_xmit                      neighbour, dev
-//!        -> sch_direct_xmit -> start_xmit                               sch_generic, virtio_net::napi
+//!        -> igmp_rcv; raw_local_deliver                                 igmp, raw
+//!        -> tcp_v4_rcv -> the connection, a listener, or a reset        tcp_ipv4, tcp_sock
+//! recvfrom, sendto, read, write, sendmsg, recvmsg                       af_inet, file
+//!   -> udp_sendmsg -> ip_make_skb -> udp_send_skb                       udp, ip_output
+//!   -> tcp_sendmsg -> __tcp_transmit_skb -> ip_queue_xmit               tcp, tcp_output, ip_output
+//!        -> __ip_local_out -> ip_output -> ip_finish_output2            ip_output, netfilter
+//!        -> neigh_resolve_output -> __dev_queue_xmit                    neighbour, dev
+//!        -> dev_qdisc_enqueue, __qdisc_run                              sch_generic, sch_*
+//!        -> sch_direct_xmit -> dev_hard_start_xmit -> start_xmit        sch_generic, virtio_net::napi
+//!        -> dev_hard_start_xmit -> loopback_xmit, dummy_xmit, ...       loopback, dummy, vlan
 //! ```
 //!
-//! The way of a packet has stages, and each has its place; those that are not here yet have one, too:
+//! Each function of the way says in its first line which stage it is ([`trace`]); a machine with a tracer hears of it.
+//!
+//! The way of a packet has stages, and each has its place:
 //!
 //! | | Receive | Where |
 //! |---|---|---|
 //! | 5 | hard-IRQ handler masks its queue and schedules NAPI | `softirq`, `virtio_net::napi` |
-//! | 6 | NET_RX_SOFTIRQ, `net_rx_action`, on IRQ exit or in ksoftirqd | `softirq`, `napi` |
+//! | 6 | NET_RX_SOFTIRQ, `net_rx_action`, on IRQ exit or in ksoftirqd; a thread, a timer, a reader instead | `softirq`, `napi`, `napi_threaded`, `hrtimer`, `busy_poll` |
 //! | 7 | the driver's poll: used descriptors become skbs, the ring is refilled | `virtio_net::napi`, `skbuff` |
-//! | 8 | `napi_gro_receive`, merging later | `napi` |
-//! | 9 | `netif_receive_skb`, RPS and the backlog later | `dev` |
-//! | 10 | `__netif_receive_skb_core`: protocol dispatch; taps, VLAN, bridge later | `dev` |
+//! | 8 | `napi_gro_receive`: segments of a flow are merged | `gro`, `tcp_offload`, `udp_offload` |
+//! | 9 | `netif_receive_skb_list_internal`; RPS, RFS; the backlog | `dev`, `rps`, `backlog` |
+//! | 10 | `__netif_receive_skb_core`: taps, VLAN, bridge, protocol dispatch | `dev`, `af_packet`, `vlan`, `bridge` |
 //! | 11 | `arp_rcv`, neighbour cache | `arp`, `neighbour` |
-//! | 12 | `ip_rcv`, route, `ip_local_deliver`; hooks, reassembly, forwarding later | `ip_input`, `route` |
-//! | 13 | `inet_protos`: UDP, ICMP; TCP, IGMP later | `ip_input`, `icmp` |
-//! | 14 | `__udp4_lib_lookup`, the socket's receive queue | `udp`, `sock` |
-//! | 15 | `recvfrom` | `af_inet` |
+//! | 12 | `ip_list_rcv`, hooks, route, `ip_local_deliver`, reassembly, `ip_forward` | `ip_input`, `ip_fragment`, `ip_forward`, `netfilter`, `route` |
+//! | 13 | `inet_protos`: UDP, ICMP, TCP, IGMP | `ip_input`, `icmp`, `tcp_ipv4`, `igmp`, `raw` |
+//! | 14 | `__udp4_lib_lookup`, the socket's receive queue; `__inet_lookup_skb`, the connection | `udp`, `sock`, `inet_hashtables` |
+//! | 15 | `recvfrom`, `read`, `recvmsg` | `af_inet`, `file`, `tcp` |
 //! | 16 | `napi_complete_done`, interrupt on again, the ring checked once more | `virtio_net::napi`, `napi` |
 //!
 //! (1 to 4 are the NIC's: PHY and MAC, filter, DMA, interrupt.)
 //!
 //! | | Send | Where |
 //! |---|---|---|
-//! | 1, 2 | `socket`, `sendto`, `inet_autobind` | `af_inet` |
-//! | 3 | route, `ip_make_skb`, checksum or the device's affair | `udp`, `route` |
-//! | 4 | `ip_output`; hooks, fragmentation later | `ip_output` |
-//! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `arp` |
-//! | 6, 7 | `dev_queue_xmit`, choice of a queue, queueing discipline; GSO later | `dev`, `xps`, `sch_generic` |
-//! | 8 | `start_xmit`: descriptors, kick | `virtio_net::napi` |
-//! | 9 | ring full: queue stopped, NET_TX_SOFTIRQ starts it again | `sch_generic` |
+//! | 1, 2 | `socket`, `sendto`, `write`, `sendmsg`, `inet_autobind` | `af_inet`, `file` |
+//! | 3 | route, `ip_make_skb`, checksum or the device's affair; TCP's segments | `udp`, `route`, `fib`, `devinet`, `tcp_output` |
+//! | 4 | `ip_output`, hooks; fragmentation, path MTU | `ip_output`, `netfilter`, `fib_nh_exception` |
+//! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `neigh_table`, `arp` |
+//! | 6, 7 | `__dev_queue_xmit`, choice of a queue, queueing discipline, segments | `dev`, `xps`, `sch_generic`, `sch_api`, `sch_*`, `gso` |
+//! | 8 | `dev_hard_start_xmit`, taps, `start_xmit`: descriptors, kick | `dev`, `af_packet`, `virtio_net::napi` |
+//! | 9 | ring full, or the device has enough: queue stopped, NET_TX_SOFTIRQ starts it again | `sch_generic`, `dql` |
 //! | 11 | completion: transmit NAPI, skb freed, queue woken | `virtio_net::napi` |
+//!
+//! What all that has come to is shown as Linux's `/proc` does (`procfs`), and `tc -s qdisc` ([`sch_api`]).
+//!
+//! Devices are in `netdevice`: `eth0` has the driver, the others are software, each in a file of its own.
 //!
 //! Where an skb ends, it is counted once ([`KernelStats`]). No packet costs an allocation once the
 //! caches are filled, or a lock, or a virtual call.
@@ -62,29 +79,77 @@
 //! # Limits
 //!
 //! Where Linux has a chain of small functions for one thing, one of them may stand here for all.
-//! IPv4 over one Ethernet device; no forwarding, fragments, VLAN, GRO or GSO, TCP, loopback,
-//! multicast or byte queue limits. Neighbours do not age. There is no scheduler: who waits for a
+//! IPv4 over Ethernet, with one driven device. Of groups all sources are taken (no source filters). There is no
+//! scheduler: who waits for a
 //! socket looks again after each step.
 
 mod af_inet;
+mod af_packet;
 mod arp;
+mod backlog;
+mod bridge;
+mod busy_poll;
 pub(crate) mod checksum;
+mod codel;
 mod dev;
+mod devinet;
+mod dql;
+mod dummy;
 pub(crate) mod eth;
+mod fib;
+mod fib_nh_exception;
+pub mod file;
+mod flow_dissector;
+mod gro;
+#[cfg(test)]
+mod gro_tests;
 mod gso;
+mod hrtimer;
 mod icmp;
+mod icmp_ratelimit;
+mod igmp;
+mod inet_ecn;
+mod inet_fragment;
+mod inet_hashtables;
+mod ip_forward;
+mod ip_fragment;
 mod ip_input;
+mod ip_options;
 mod ip_output;
+mod ip_sockglue;
+mod loopback;
 pub(crate) mod napi;
+mod napi_threaded;
+mod neigh_table;
 mod neighbour;
+pub(crate) mod netdevice;
+pub mod netfilter;
 mod ping;
+mod procfs;
+mod raw;
 mod route;
+mod rps;
+pub mod sch_api;
+mod sch_fq_codel;
 mod sch_generic;
+mod sch_pfifo_fast;
+mod sch_tbf;
 pub(crate) mod skbuff;
 mod sock;
+mod sockopt;
 mod softirq;
 pub mod stats;
+mod sysctl_net_ipv4;
+mod tcp;
+mod tcp_ipv4;
+mod tcp_offload;
+mod tcp_output;
+mod tcp_sock;
+mod tcp_state;
+pub mod trace;
 pub(crate) mod udp;
+mod udp_offload;
+mod vlan;
 pub(crate) mod xps;
 
 use std::net::Ipv4Addr;
@@ -94,16 +159,38 @@ use std::time::Duration;
 pub use nix::errno::Errno;
 
 pub use self::af_inet::{Fd, Protocol, Received, SockType};
+use self::af_packet::PacketSock;
+pub use self::af_packet::{Packet, TpacketStats};
 use self::dev::PacketType;
+pub use self::dql::ByteQueueLimits;
+use self::dql::Dql;
+use self::fib::Fib;
+use self::fib_nh_exception::FnheHash;
+use self::file::FilesStruct;
+use self::hrtimer::HrtimerBase;
+use self::icmp_ratelimit::IcmpLimits;
+use self::igmp::Igmp;
+use self::inet_fragment::Fqdir;
+use self::inet_hashtables::TcpTable;
 use self::ip_input::NetProtocol;
+pub use self::ip_sockglue::IpPmtudisc;
 use self::napi::NapiStruct;
-use self::neighbour::NeighTable;
-use self::route::Fib;
-use self::sch_generic::NetdevQueue;
-use self::skbuff::{Skb, SkbCache};
+use self::neigh_table::NeighTable;
+pub use self::neigh_table::{NeighParms, NudState};
+use self::netdevice::NetDevices;
+pub use self::netdevice::{Ifindex, NetDevice, RtnlLinkStats64};
+use self::netfilter::NfHooks;
+pub use self::procfs::ProcFile;
+use self::rps::Rps;
+use self::sch_api::QdiscKind;
+use self::sch_generic::{NetdevQueue, Qdisc};
+pub use self::skbuff::PktType;
+use self::skbuff::{SkBuff, Skb, SkbCache};
 use self::sock::{PortTable, SockTable};
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
+pub use self::sysctl_net_ipv4::Ipv4Sysctl;
+use self::trace::Tracer;
 use self::xps::XpsMaps;
 use crate::ring::RingFault;
 use crate::transport::{Transport, TransportError};
@@ -117,6 +204,12 @@ pub trait Machine {
     /// The CPU is busy for `ns`, never 0: in virtual time the world (NIC, wire) moves on meanwhile;
     /// in real time there is nothing to do, the work itself took its time.
     fn spend(&self, ns: u64);
+
+    /// Who hears of the stages that packets go through: nobody, unless the machine is [`trace::Traced`].
+    #[inline(always)] // a constant, so that nothing is left of the stages' words
+    fn tracer(&self) -> Option<&Tracer> {
+        None
+    }
 }
 
 impl<M: Machine + ?Sized> Machine for &M {
@@ -129,6 +222,11 @@ impl<M: Machine + ?Sized> Machine for &M {
     fn spend(&self, ns: u64) {
         (**self).spend(ns);
     }
+
+    #[inline(always)] // a constant
+    fn tracer(&self) -> Option<&Tracer> {
+        (**self).tracer()
+    }
 }
 
 impl<M: Machine + ?Sized> Machine for Rc<M> {
@@ -140,6 +238,11 @@ impl<M: Machine + ?Sized> Machine for Rc<M> {
     #[inline]
     fn spend(&self, ns: u64) {
         (**self).spend(ns);
+    }
+
+    #[inline(always)] // a constant
+    fn tracer(&self) -> Option<&Tracer> {
+        (**self).tracer()
     }
 }
 
@@ -157,7 +260,7 @@ pub struct CpuCost {
 /// How the kernel is set up; the defaults are Linux's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelConfig {
-    /// The interface's address.
+    /// The address of `eth0`.
     pub addr: Ipv4Addr,
     /// Bits of it that name the network.
     pub prefix_len: u8,
@@ -171,6 +274,9 @@ pub struct KernelConfig {
     pub netdev_budget: usize,
     /// Microseconds of one `net_rx_action`, in whole jiffies of 4 ms: 2.
     pub netdev_budget_usecs: u64,
+    /// The driver's receive queues are polled. Without, its interrupt handler takes all frames there are and has each go up
+    /// by the CPU's backlog, as drivers did before NAPI.
+    pub rx_napi: bool,
     /// Packets of one poll, at least 1 (`NAPI_POLL_WEIGHT`).
     pub napi_weight: usize,
     /// Packets of one run of a queueing discipline, at least 1 (`net.core.dev_weight`).
@@ -181,10 +287,33 @@ pub struct KernelConfig {
     pub rmem_default: usize,
     /// Send buffer of a new socket (`net.core.wmem_default`).
     pub wmem_default: usize,
-    /// Packets that a queueing discipline holds (`txqueuelen`).
+    /// Receive buffer of a new TCP socket (`net.ipv4.tcp_rmem`). The largest window that needs no scaling; smoltcp's own
+    /// window shrinks by rounding where it is scaled.
+    pub tcp_rmem: usize,
+    /// Send buffer of a new TCP socket (`net.ipv4.tcp_wmem`).
+    pub tcp_wmem: usize,
+    /// Longest backlog of a listener (`net.core.somaxconn`).
+    pub somaxconn: usize,
+    /// Packets that a queueing discipline holds by itself (`txqueuelen`).
     pub tx_queue_len: usize,
+    /// The discipline of each transmit queue (`net.core.default_qdisc`).
+    pub default_qdisc: QdiscKind,
+    /// The device has no more bytes to send than keep it busy (`CONFIG_BQL`). Linux's virtio-net has such limits since
+    /// 6.11; without them its ring takes all that there is room for.
+    pub bql: bool,
     /// Packets that wait for one neighbour (`unres_qlen`).
     pub unres_qlen: usize,
+    /// Packets for other hosts are sent on (`net.ipv4.ip_forward`).
+    pub ip_forward: bool,
+    /// Where ports and sequence numbers of TCP begin. Who boots one kernel after another beside the same peer, with one
+    /// address, gives each another: else the peer takes a connection for an earlier one.
+    pub random_seed: u64,
+    /// Settings of IPv4.
+    pub ipv4: Ipv4Sysctl,
+    /// Settings of the neighbour cache.
+    pub neigh: NeighParms,
+    /// Packets that wait in a CPU's backlog (`net.core.netdev_max_backlog`).
+    pub netdev_max_backlog: usize,
 }
 
 impl Default for KernelConfig {
@@ -197,13 +326,24 @@ impl Default for KernelConfig {
             cpus: 1,
             netdev_budget: 300,
             netdev_budget_usecs: 8000,
+            rx_napi: true,
             napi_weight: 64,
             dev_weight: 64,
             gro_normal_batch: 8,
             rmem_default: 212_992,
             wmem_default: 212_992,
+            tcp_rmem: 65_535,
+            tcp_wmem: 65_536,
+            somaxconn: 4096,
             tx_queue_len: 1000,
+            default_qdisc: QdiscKind::PfifoFast,
+            bql: false,
             unres_qlen: 101,
+            ip_forward: false,
+            random_seed: 0,
+            ipv4: Ipv4Sysctl::default(),
+            neigh: NeighParms::default(),
+            netdev_max_backlog: 1000,
         }
     }
 }
@@ -219,7 +359,14 @@ pub(crate) struct Costs {
     pub packet: u64,
 }
 
-/// A guest's kernel with one network device.
+/// Has each packet of a list go through `pass`, which gives back those that go on.
+#[inline]
+fn each(list: &mut Vec<Skb>, pass: impl FnMut(Skb) -> Option<Skb>) {
+    // The list stays where it is in memory: nothing is allocated.
+    *list = std::mem::take(list).into_iter().filter_map(pass).collect();
+}
+
+/// A guest's kernel with one driven network device, and others of software.
 pub struct Kernel<T: Transport, M: Machine> {
     /// The device.
     pub dev: VirtnetInfo<T>,
@@ -236,21 +383,50 @@ pub struct Kernel<T: Transport, M: Machine> {
     pub(crate) napi: Vec<NapiStruct>,
     /// By queue pair.
     pub(crate) txq: Vec<NetdevQueue>,
+    /// The disciplines of the transmit queues, and what they are under.
+    qdiscs: Vec<Qdisc>,
+    qdisc_root: QdiscKind,
+    hrtimers: HrtimerBase,
+    /// Polls that find nothing before a receive queue's interrupt is switched on, and nanoseconds between them.
+    napi_defer_hard_irqs: u32,
+    gro_flush_timeout: u64,
     pub(crate) xps: XpsMaps,
+    rps: Rps,
     pub(crate) skb_cache: SkbCache,
-    pub(crate) dev_addr: [u8; 6],
-    /// The device takes datagrams that stand for several (`NETIF_F_GSO_UDP_L4`).
-    pub(crate) tx_udp_segmentation: bool,
+    /// Of which `dev` is one.
+    pub(crate) netdevs: NetDevices,
     ptype_base: Vec<PacketType>,
+    /// Those who see each frame.
+    ptype_all: Vec<PacketSock>,
+    /// There are such, or ports of bridges.
+    rx_handlers_needed: bool,
     inet_protos: [Option<NetProtocol>; 256],
     fib: Fib,
+    fnhe: FnheHash,
     arp_tbl: NeighTable,
+    nf: NfHooks,
     socks: SockTable,
+    files: FilesStruct,
+    /// A message in several buffers, while it is one. Kept for its memory.
+    iov: Vec<u8>,
     udp_table: PortTable,
     ping_table: PortTable,
+    tcp: TcpTable,
+    /// Some socket has asked for datagrams in one (`udp_encap_needed_key`).
+    udp_gro_needed: bool,
+    /// Raw sockets.
+    raw_table: Vec<usize>,
     /// Next identification of an IP packet (`ip_idents`).
     ip_ident: u16,
+    /// Fragments that wait for the rest of their packets.
+    frags: Fqdir,
+    icmp_limits: IcmpLimits,
+    igmp: Igmp,
     counters: Counters,
+    /// ICMP messages by type, those that were sent from [`icmp::ICMP_OUT`] on.
+    icmpmsg: Vec<u64>,
+    /// Interrupts of each virtqueue that each CPU took, one virtqueue's behind the other's.
+    kstat_irqs: Vec<u64>,
     /// Something waits for a worker (`schedule_work`).
     pub(crate) work: bool,
     /// What a device did wrong since the last step ended.
@@ -265,6 +441,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let cost = config.cost;
         let pairs = dev.rq.len();
         let cpus = config.cpus.max(1);
+        let mtu = usize::from(dev.mtu());
+        let now = machine.now();
         let mut kernel = Self {
             costs: Costs {
                 irq: ns(cost.irq),
@@ -278,21 +456,40 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 .map(|vq| NapiStruct::new(vq / 2 % cpus, config.napi_weight))
                 .collect(),
             txq: (0..pairs)
-                .map(|pair| NetdevQueue::new(&dev.sq[pair], config.tx_queue_len))
+                .map(|pair| NetdevQueue::new(&dev.sq[pair], config.bql.then(|| Dql::new(0))))
                 .collect(),
+            qdiscs: Vec::new(),
+            qdisc_root: QdiscKind::default(),
+            hrtimers: HrtimerBase::default(),
+            napi_defer_hard_irqs: 0,
+            gro_flush_timeout: 0,
             xps: XpsMaps::default(),
+            rps: Rps::default(),
             skb_cache: SkbCache::default(),
-            dev_addr: dev.mac(),
-            tx_udp_segmentation: dev.features() & features::HOST_USO != 0,
+            netdevs: NetDevices::new(&dev),
             ptype_base: Vec::new(),
+            ptype_all: Vec::new(),
+            rx_handlers_needed: false,
             inet_protos: [None; 256],
-            fib: Fib::new(&config),
+            fib: Fib::default(),
+            fnhe: FnheHash::default(),
             arp_tbl: NeighTable::default(),
+            nf: NfHooks::default(),
             socks: SockTable::default(),
+            files: FilesStruct::default(),
+            iov: Vec::new(),
             udp_table: PortTable::default(),
             ping_table: PortTable::default(),
+            tcp: TcpTable::new(mtu, config.random_seed, now),
+            udp_gro_needed: false,
+            raw_table: Vec::new(),
             ip_ident: 0,
+            frags: Fqdir::default(),
+            icmp_limits: IcmpLimits::default(),
+            igmp: Igmp::default(),
             counters: Counters::default(),
+            icmpmsg: vec![0; 2 * icmp::ICMP_OUT],
+            kstat_irqs: vec![0; 2 * pairs * cpus],
             work: false,
             fault: None,
             dev,
@@ -300,14 +497,17 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             config,
         };
         kernel.inet_init();
+        kernel.attach_default_qdiscs();
+        kernel.inet_config();
         kernel.virtnet_set_affinity();
         kernel.virtnet_open();
+        kernel.dev_set_rx_mode(Ifindex::ETH0);
         kernel.virtnet_config_changed_work();
         kernel
     }
 
     /// Does all that is pending at this instant: hard interrupts, the soft interrupts that follow
-    /// them, one run of ksoftirqd, and what the driver left to a worker. Whether there was anything: `false` means that the CPU is idle
+    /// them, one run of ksoftirqd and of each NAPI thread, and what the driver left to a worker. Whether there was anything: `false` means that the CPU is idle
     /// until an interrupt comes or [`Self::next_timer`] is due: [`Self::wait`].
     ///
     /// # Errors
@@ -316,13 +516,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let mut any = false;
         for cpu in 0..self.softnet.len() {
             self.cpu = cpu;
-            let irqs = self.do_irqs();
+            let irqs = self.do_irqs() | self.rps_trigger_softirq();
             let timer = cpu == 0 && self.timer_interrupt();
-            if irqs || timer {
-                self.irq_exit();
+            let hrtimer = self.hrtimer_interrupt();
+            if irqs || timer || hrtimer {
+                self.irq_exit_rcu();
                 any = true;
             }
             any |= self.run_ksoftirqd();
+            any |= self.run_napi_threads();
         }
         self.cpu = self.task_cpu;
         any |= self.process_work();
@@ -361,10 +563,24 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Ok(())
     }
 
-    /// When a timer is due next, in the machine's time: neighbours that do not answer are asked again.
+    /// When a timer is due next, in the machine's time: neighbours are asked again or grow old, fragments are given up,
+    /// groups are reported, connections repeat what was not acknowledged, packets that wait for their time are sent, and
+    /// queues whose interrupt is masked are polled.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
-        self.arp_tbl.next_timer()
+        let timers = self.next_jiffies_timer().into_iter();
+        timers.chain(self.hrtimers.next()).min()
+    }
+
+    /// The same of those that a soft interrupt serves (`struct timer_list`).
+    fn next_jiffies_timer(&self) -> Option<u64> {
+        let timers = [
+            self.arp_tbl.next_timer(),
+            self.frags.next_timer(),
+            self.igmp.next_timer(),
+            self.tcp.timer,
+        ];
+        timers.into_iter().flatten().min()
     }
 
     /// The interface's configuration.
@@ -376,12 +592,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// All counters.
     #[must_use]
     pub fn stats(&self) -> KernelStats {
-        KernelStats::new(
+        let mut stats = KernelStats::new(
             &self.counters,
             self.napi.iter().map(|napi| napi.stats).collect(),
             self.softnet.iter().map(|sd| sd.stats).collect(),
             self.txq.iter().map(|txq| txq.stats).collect(),
-        )
+        );
+        stats.neigh = self.arp_tbl.stats;
+        stats
     }
 
     /// The CPU is busy for `ns`; interrupts that come meanwhile are taken.
@@ -399,12 +617,27 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         result.map_err(|fault| self.fault = Some(fault)).ok()
     }
 
-    /// An skb ends well (`consume_skb`): who sent it is charged no longer.
+    /// Who sent a packet is charged no longer (`skb_orphan`).
     #[inline]
-    pub(crate) fn consume_skb(&mut self, mut skb: Skb) {
+    fn skb_orphan(&mut self, skb: &mut SkBuff) {
         if let Some(sk) = skb.sk.take() {
             self.socks.sock_wfree(sk, skb.truesize);
         }
+    }
+
+    /// An skb ends well (`consume_skb`).
+    #[inline]
+    pub(crate) fn consume_skb(&mut self, mut skb: Skb) {
+        self.skb_orphan(&mut skb);
+        self.skb_cache.put(skb);
+    }
+
+    /// The same for one that was sent, whose buffer is kept for the next.
+    #[inline]
+    pub(crate) fn napi_consume_skb(&mut self, mut skb: Skb) {
+        let _stage = self.stage("napi_consume_skb");
+        self.skb_orphan(&mut skb);
+        let _stage = self.stage("napi_skb_cache_put");
         self.skb_cache.put(skb);
     }
 
@@ -412,6 +645,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     fn drop_rx(&mut self, skb: Skb, reason: RxDrop) {
         self.counters.rx_drops[reason as usize] += 1;
+        self.changed("dropped", || reason.name().into());
         self.skb_cache.put(skb);
     }
 
@@ -419,6 +653,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     pub(crate) fn drop_tx(&mut self, skb: Skb, reason: TxDrop) {
         self.counters.tx_drops[reason as usize] += 1;
+        self.changed("dropped", || reason.name().into());
         self.consume_skb(skb);
     }
 }

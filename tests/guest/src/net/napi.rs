@@ -1,32 +1,44 @@
-//! NAPI (Linux: `net/core/dev.c`, `net/core/gro.c`): interrupts turned into polling.
+//! NAPI (Linux: `net/core/dev.c`): interrupts turned into polling.
 //!
 //! In: drivers that ask to be polled because their queue interrupted. Out: calls of their poll
-//! functions, at most 64 packets each and 300 in all before others get their turn, and the packets
-//! they found, up the stack in lists of 8. While an instance is scheduled its queue's interrupt stays
+//! functions, at most 64 packets each and 300 in all before others get their turn; the packets
+//! they found go up by way of `gro`. While an instance is scheduled its queue's interrupt stays
 //! masked; an interrupt that comes all the same is remembered (`NAPI_STATE_MISSED`) and costs one
-//! more poll. Nothing is dropped.
+//! more poll. Where the administrator says so it stays masked for some more polls, which a timer brings. Nothing is dropped.
 
-use super::skbuff::Skb;
+use std::time::Duration;
+
+use super::gro::GroNode;
+use super::hrtimer::Hrtimer;
 use super::softirq::{NET_RX_SOFTIRQ, SoftnetData, usecs_to_jiffies};
 use super::stats::QueueStats;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
 
 /// On a poll list, or being polled.
-const NAPI_STATE_SCHED: u8 = 1 << 0;
+pub(super) const NAPI_STATE_SCHED: u8 = 1 << 0;
 /// It was asked for again meanwhile.
-const NAPI_STATE_MISSED: u8 = 1 << 1;
+pub(super) const NAPI_STATE_MISSED: u8 = 1 << 1;
+/// A reader polls it.
+pub(super) const NAPI_STATE_IN_BUSY_POLL: u8 = 1 << 2;
+/// A thread polls it.
+pub(super) const NAPI_STATE_THREADED: u8 = 1 << 3;
+
+/// On a poll list: the CPU's backlog.
+pub(crate) const BACKLOG: usize = usize::MAX;
 
 /// What is polled: one for each virtqueue (`struct napi_struct`).
 #[derive(Debug)]
 pub(crate) struct NapiStruct {
-    state: u8,
+    pub(super) state: u8,
+    /// Polls that may still find nothing before its interrupt is switched on.
+    defer_hard_irqs_count: u32,
     /// Packets of one poll.
     weight: usize,
     /// The CPU whose interrupt this is.
     pub cpu: usize,
-    /// Packets that go up the stack together.
-    rx_list: Vec<Skb>,
+    /// Packets that it found and that have not gone up yet.
+    pub(super) gro: GroNode,
     pub stats: QueueStats,
 }
 
@@ -35,10 +47,11 @@ impl NapiStruct {
     pub fn new(cpu: usize, weight: usize) -> Self {
         Self {
             state: 0,
+            defer_hard_irqs_count: 0,
             // With none it would be polled for ever and never find a packet.
             weight: weight.max(1),
             cpu,
-            rx_list: Vec::new(),
+            gro: GroNode::default(),
             stats: QueueStats::default(),
         }
     }
@@ -46,7 +59,7 @@ impl NapiStruct {
     /// Whether the caller is to schedule it; if it is scheduled already, that it was asked for is
     /// remembered.
     #[inline]
-    pub fn napi_schedule_prep(&mut self) -> bool {
+    fn napi_schedule_prep(&mut self) -> bool {
         if self.state & NAPI_STATE_SCHED != 0 {
             self.state |= NAPI_STATE_MISSED;
             return false;
@@ -59,7 +72,7 @@ impl NapiStruct {
 impl SoftnetData {
     /// Puts an instance on the poll list (`____napi_schedule`).
     #[inline]
-    fn napi_schedule(&mut self, vq: usize) {
+    pub fn napi_schedule(&mut self, vq: usize) {
         self.poll_list.push_back(vq);
         // A net_rx_action under way looks at the list before it ends.
         if !self.in_net_rx_action {
@@ -69,51 +82,90 @@ impl SoftnetData {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Whether the caller is to schedule it.
+    #[inline]
+    pub(crate) fn napi_schedule_prep(&mut self, vq: usize) -> bool {
+        let _stage = self.stage("napi_schedule_prep");
+        let before = self.napi[vq].state;
+        let scheduled = self.napi[vq].napi_schedule_prep();
+        let after = self.napi[vq].state;
+        self.changed("napi.state", || format!("{before:#x} -> {after:#x}"));
+        scheduled
+    }
+
     #[inline]
     pub(crate) fn __napi_schedule(&mut self, vq: usize) {
+        let _stage = self.stage("__napi_schedule");
+        if self.napi[vq].state & NAPI_STATE_THREADED != 0 {
+            self.changed("napi thread", || format!("of virtqueue {vq} woken"));
+            self.sd().napi_threads.push_back(vq);
+            return;
+        }
+        self.changed("poll_list", || format!("virtqueue {vq} added"));
         self.sd().napi_schedule(vq);
     }
 
-    /// Ends a poll that found fewer packets than it might: gives them to the stack and lets go of
-    /// the CPU, unless the instance was asked for again meanwhile. Whether it let go.
-    pub(crate) fn napi_complete_done(&mut self, vq: usize) -> bool {
-        self.gro_normal_list(vq);
+    /// Keeps a receive queue's interrupt masked until so many polls in a row found nothing, `timeout` after one another
+    /// (`/sys/class/net/DEV/napi_defer_hard_irqs`, `gro_flush_timeout`); 0 of either is not at all.
+    pub fn set_napi_defer_hard_irqs(&mut self, polls: u32, timeout: Duration) {
+        self.napi_defer_hard_irqs = polls;
+        self.gro_flush_timeout = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+    }
+
+    /// Whether the interrupt stays masked after a poll that found `work_done`, and for how long.
+    fn napi_defer(&mut self, vq: usize, work_done: usize) -> Option<u64> {
         let napi = &mut self.napi[vq];
-        let missed = napi.state & NAPI_STATE_MISSED != 0;
-        napi.state = if missed { NAPI_STATE_SCHED } else { 0 };
-        if missed {
-            napi.stats.missed += 1;
+        if work_done > 0 {
+            napi.defer_hard_irqs_count = self.napi_defer_hard_irqs;
+        }
+        napi.defer_hard_irqs_count = napi.defer_hard_irqs_count.checked_sub(1)?;
+        Some(self.gro_flush_timeout).filter(|&timeout| timeout > 0)
+    }
+
+    /// The timer of an instance whose interrupt is masked: it is polled.
+    pub(super) fn napi_watchdog(&mut self, vq: usize) {
+        let _stage = self.stage("napi_watchdog");
+        if self.napi[vq].state & NAPI_STATE_SCHED == 0 {
+            self.napi[vq].state |= NAPI_STATE_SCHED;
             self.__napi_schedule(vq);
         }
-        !missed
     }
 
-    /// A packet from the driver (`napi_gro_receive`). Segments of one flow are not merged yet.
-    #[inline]
-    pub(crate) fn napi_gro_receive(&mut self, vq: usize, skb: Skb) {
-        self.counters.rx_packets += 1;
-        let list = &mut self.napi[vq].rx_list;
-        list.push(skb);
-        if list.len() >= self.config.gro_normal_batch {
-            self.gro_normal_list(vq);
+    /// Ends a poll that found fewer packets than it might: gives them to the stack and lets go of
+    /// the CPU, unless the instance was asked for again meanwhile. Whether it let go and its interrupt is to be on.
+    pub(crate) fn napi_complete_done(&mut self, vq: usize, work_done: usize) -> bool {
+        let _stage = self.stage("napi_complete_done");
+        if self.napi[vq].state & NAPI_STATE_IN_BUSY_POLL != 0 {
+            return false;
         }
-    }
-
-    /// Gives what was gathered to the stack.
-    #[inline]
-    fn gro_normal_list(&mut self, vq: usize) {
-        if self.napi[vq].rx_list.is_empty() {
-            return;
+        let deferred = self.napi_defer(vq, work_done);
+        self.napi_gro_flush(vq, deferred.is_some());
+        self.gro_normal_list(vq);
+        let napi = &mut self.napi[vq];
+        let before = napi.state;
+        let missed = before & NAPI_STATE_MISSED != 0;
+        napi.state &= !(NAPI_STATE_MISSED | NAPI_STATE_SCHED);
+        if missed {
+            napi.state |= NAPI_STATE_SCHED;
         }
-        // Taken out for the time of the call, because the stack may need all of the kernel to
-        // answer; nobody adds to the list meanwhile.
-        let mut list = std::mem::take(&mut self.napi[vq].rx_list);
-        self.netif_receive_skb_list(&mut list);
-        self.napi[vq].rx_list = list;
+        let after = napi.state;
+        self.changed("napi.state", || format!("{before:#x} -> {after:#x}"));
+        if missed {
+            self.napi[vq].stats.missed += 1;
+            self.__napi_schedule(vq);
+            return false;
+        }
+        if let Some(timeout) = deferred {
+            let expires = self.machine.now().saturating_add(timeout);
+            self.hrtimers
+                .start(Hrtimer::NapiWatchdog(vq), self.cpu, expires);
+        }
+        deferred.is_none()
     }
 
     /// The receive soft interrupt: polls what is scheduled, until budget or time is spent.
     pub(super) fn net_rx_action(&mut self) {
+        let _stage = self.stage("net_rx_action");
         let limit = self.jiffies() + usecs_to_jiffies(self.config.netdev_budget_usecs);
         let mut budget = self.config.netdev_budget;
         let sd = self.sd();
@@ -151,6 +203,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if !sd.poll_list.is_empty() {
             sd.raise_softirq(NET_RX_SOFTIRQ);
         }
+        self.net_rps_action();
     }
 
     fn napi_poll(&mut self, vq: usize) -> usize {
@@ -162,7 +215,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// Calls the poll function; how many packets it took, and whether it is to be called again.
-    fn __napi_poll(&mut self, vq: usize) -> (usize, bool) {
+    pub(super) fn __napi_poll(&mut self, vq: usize) -> (usize, bool) {
+        let _stage = self.stage("__napi_poll");
+        if vq == BACKLOG {
+            let weight = self.config.dev_weight.max(1);
+            let work = self.process_backlog(weight);
+            return (work, work == weight);
+        }
         let napi = &mut self.napi[vq];
         let weight = napi.weight;
         napi.stats.polls += 1;
@@ -172,10 +231,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             self.virtnet_poll_tx(vq)
         };
+        self.changed("work", || format!("{work} of {weight}"));
         if work < weight {
             return (work, false);
         }
-        // It has more: it stays scheduled, with its interrupt masked.
+        // It has more: it stays scheduled, with its interrupt masked. A jiffy is too long to keep a packet back.
+        self.napi_gro_flush(vq, false);
         self.gro_normal_list(vq);
         (work, true)
     }

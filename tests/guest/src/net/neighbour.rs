@@ -1,269 +1,302 @@
 //! The neighbour cache (Linux: `net/core/neighbour.c`): hardware addresses of IP addresses.
 //!
 //! In: packets for an address on the link, and what ARP learns. Out: frames to the neighbour, and
-//! requests to find it: three, a second apart, the first at once. Dropped and counted: packets that
+//! requests to find it: three, a second apart, the first at once. Who has answered is believed for 30 s; then the next
+//! packet still goes, but after 5 s more the neighbour is asked whether he is still there, three times, and after
+//! that all are. Dropped and counted: packets that
 //! wait beyond a bound (the oldest goes), those of neighbours that never answer, and those for which
-//! there is no room for another neighbour. Entries do not age; when the table is full the one that
-//! has been there longest makes room.
+//! there is no room for another neighbour.
+//!
+//! ```text
+//! None --packet--> Incomplete --answer--> Reachable --30 s--> Stale --packet--> Delay --5 s--> Probe --answer--> Reachable
+//!                       +--3 questions--> Failed                                                 +--3 questions--> Failed
+//! ```
 
-use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
-use super::eth::{ETH_HLEN, ETH_P_IP, eth_header};
+use super::eth::{BROADCAST, ETH_ALEN, ETH_P_IP, eth_header};
+use super::icmp::{ICMP_DEST_UNREACH, ICMP_HOST_UNREACH};
+use super::neigh_table::{NeighParms, NudState};
+use super::netdevice::{IFF_LOOPBACK, IFF_NOARP, Ifindex};
+use super::route::RtType;
 use super::skbuff::Skb;
 use super::stats::TxDrop;
+use super::sysctl_net_ipv4::nanos;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
 
-/// Requests before a neighbour is given up (`mcast_solicit`).
-const MAX_PROBES: u8 = 3;
-/// Between two requests (`retrans_time_ms`).
-const RETRANS_TIME: u64 = 1_000_000_000;
-/// How long an answer holds against other answers (`locktime`).
-const LOCKTIME: u64 = 1_000_000_000;
-/// Most entries (`gc_thresh3`).
-const MAX_ENTRIES: usize = 1024;
-const HASH_SIZE: usize = 256;
-
-/// What is known (`NUD_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NudState {
-    /// It was asked for.
-    Incomplete,
-    /// It did not answer; the next packet asks again.
-    Failed,
-    /// It was heard of, but did not answer. As good as reachable, as long as nothing ages.
-    Stale,
-    /// It answered.
-    Reachable,
-    /// The administrator said so; what is heard changes nothing.
-    Permanent,
-}
-
-impl NudState {
-    /// Whether the hardware address is known (`NUD_VALID`).
-    fn valid(self) -> bool {
-        matches!(self, Self::Stale | Self::Reachable | Self::Permanent)
-    }
-
-    /// Whether the entry may make room for another.
-    fn may_go(self) -> bool {
-        !matches!(self, Self::Incomplete | Self::Permanent)
-    }
-}
-
-/// One neighbour (`struct neighbour`).
-#[derive(Debug)]
-struct Neighbour {
-    primary_key: u32,
-    nud_state: NudState,
-    /// The Ethernet header of packets to it (`hh_cache`).
-    hh: [u8; ETH_HLEN],
-    /// When the hardware address was learnt.
-    updated: u64,
-    probes: u8,
-    /// When to ask again, of those that are incomplete.
-    expires: u64,
-    /// Packets that wait for the answer.
-    arp_queue: VecDeque<Skb>,
-}
-
-/// The table (`arp_tbl`).
-#[derive(Debug)]
-pub(super) struct NeighTable {
-    entries: Vec<Neighbour>,
-    /// Places in `entries`, by hash of the address.
-    hash_buckets: Vec<Vec<u16>>,
-    /// The earliest `expires`.
-    timer: Option<u64>,
-    /// Where to look for an entry that makes room.
-    victim: usize,
-}
-
-impl Default for NeighTable {
-    fn default() -> Self {
-        Self {
-            entries: Vec::new(),
-            hash_buckets: vec![Vec::new(); HASH_SIZE],
-            timer: None,
-            victim: 0,
-        }
-    }
-}
-
-/// `arp_hash`: neighbours on one link differ in their last byte.
-#[inline]
-fn hash(key: u32) -> usize {
-    (key ^ key >> 8) as usize % HASH_SIZE
-}
-
-impl NeighTable {
-    pub fn next_timer(&self) -> Option<u64> {
-        self.timer
-    }
-
-    /// Where `key` is (`neigh_lookup`).
-    #[inline]
-    pub fn lookup(&self, key: u32) -> Option<usize> {
-        self.hash_buckets[hash(key)]
-            .iter()
-            .map(|&at| usize::from(at))
-            .find(|&at| self.entries[at].primary_key == key)
-    }
-
-    /// Makes an entry (`neigh_create`); `None` when all places are taken by neighbours that packets
-    /// wait for.
-    fn create(&mut self, key: u32) -> Option<usize> {
-        let entry = Neighbour {
-            primary_key: key,
-            nud_state: NudState::Failed,
-            hh: [0; ETH_HLEN],
-            updated: 0,
-            probes: 0,
-            expires: 0,
-            arp_queue: VecDeque::new(),
-        };
-        let at = if self.entries.len() < MAX_ENTRIES {
-            self.entries.push(entry);
-            self.entries.len() - 1
+impl NeighParms {
+    /// Questions before a neighbour is given up (`neigh_max_probes`).
+    fn max_probes(&self, state: NudState) -> u32 {
+        let to_all = if state == NudState::Probe {
+            0
         } else {
-            let at = self.forced_gc()?;
-            self.entries[at] = entry;
-            at
+            self.mcast_solicit
         };
-        self.hash_buckets[hash(key)].push(at as u16);
-        Some(at)
+        self.ucast_solicit.saturating_add(to_all)
     }
+}
 
-    /// Takes an entry out of the table that nothing waits for (`neigh_forced_gc`); its place.
-    fn forced_gc(&mut self) -> Option<usize> {
-        let len = self.entries.len();
-        let at = (0..len)
-            .map(|step| (self.victim + step) % len)
-            .find(|&at| self.entries[at].nud_state.may_go())?;
-        self.victim = (at + 1) % len;
-        let bucket = &mut self.hash_buckets[hash(self.entries[at].primary_key)];
-        bucket.retain(|&place| usize::from(place) != at);
-        Some(at)
-    }
-
-    fn add_timer(&mut self, expires: u64) {
-        self.timer = Some(self.timer.map_or(expires, |timer| timer.min(expires)));
-    }
-
-    /// Looks for the earliest timer again.
-    fn restart_timer(&mut self) {
-        self.timer = self
-            .entries
-            .iter()
-            .filter(|entry| entry.nud_state == NudState::Incomplete)
-            .map(|entry| entry.expires)
-            .min();
-    }
+/// The hardware address of a multicast group (`ip_eth_mc_map`, RFC 1112, 6.4).
+pub(super) fn ip_eth_mc_map(group: u32) -> [u8; ETH_ALEN] {
+    let [_, high, mid, low] = group.to_be_bytes();
+    [0x01, 0x00, 0x5e, high & 0x7f, mid, low]
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Sends an IP packet to the neighbour `key` (`ip_neigh_for_gw`, `neigh_output`).
     pub(super) fn neigh_output(&mut self, key: u32, skb: Skb) {
-        let Some(at) = self
-            .arp_tbl
-            .lookup(key)
-            .or_else(|| self.arp_tbl.create(key))
-        else {
+        let known = self.arp_tbl.lookup(key, skb.dev);
+        let Some(at) = known.or_else(|| self.__neigh_create(key, skb.dev)) else {
             return self.drop_tx(skb, TxDrop::NeighTableFull);
         };
-        if self.arp_tbl.entries[at].nud_state.valid() {
+        let neigh = &self.arp_tbl.entries[at];
+        if neigh.nud_state.is_connected() && neigh.hh_cached {
             self.neigh_hh_output(at, skb);
         } else {
             self.neigh_resolve_output(at, skb);
         }
     }
 
+    pub(super) fn neigh_lookup(&self, key: u32, dev: Ifindex) -> Option<usize> {
+        let _stage = self.stage("neigh_lookup");
+        self.arp_tbl.lookup(key, dev)
+    }
+
+    /// What is known of a neighbour of a device (`ip neigh show`).
+    #[must_use]
+    pub fn neigh_state(&self, addr: Ipv4Addr, dev: Ifindex) -> Option<NudState> {
+        let at = self.arp_tbl.lookup(addr.to_bits(), dev)?;
+        Some(self.arp_tbl.entries[at].nud_state)
+    }
+
+    /// Makes an entry for a neighbour of whom nothing is known; `None` when there is no room for him.
+    fn __neigh_create(&mut self, key: u32, dev: Ifindex) -> Option<usize> {
+        let _stage = self.stage("__neigh_create");
+        let now = self.machine.now();
+        let at = self.arp_tbl.create(key, dev, now, &self.config.neigh)?;
+        self.changed("arp_tbl", || format!("{} added", Ipv4Addr::from_bits(key)));
+        self.arp_constructor(at, key, dev);
+        Some(at)
+    }
+
+    /// Neighbours whose hardware address is known from what they are need no question.
+    fn arp_constructor(&mut self, at: usize, key: u32, dev: Ifindex) {
+        let _stage = self.stage("arp_constructor");
+        let device = &self.netdevs[dev];
+        let own = device.dev_addr;
+        let to = if key >> 28 == 0xe {
+            ip_eth_mc_map(key)
+        } else if device.flags & (IFF_NOARP | IFF_LOOPBACK) != 0 {
+            own
+        } else if self.inet_addr_type(key) == RtType::Broadcast {
+            BROADCAST
+        } else {
+            return;
+        };
+        let neigh = &mut self.arp_tbl.entries[at];
+        (neigh.nud_state, neigh.hh) = (NudState::NoArp, eth_header(to, own, ETH_P_IP));
+    }
+
+    /// With the header of the last packet to that neighbour.
     #[inline]
     fn neigh_hh_output(&mut self, at: usize, mut skb: Skb) {
         *skb.push() = self.arp_tbl.entries[at].hh;
-        self.dev_queue_xmit(skb);
+        self.__dev_queue_xmit(skb);
     }
 
-    /// Has the packet wait and asks for the neighbour, unless that was done already.
+    /// Makes the header that packets to the neighbour have; where he is not known the packet waits.
     fn neigh_resolve_output(&mut self, at: usize, skb: Skb) {
-        let limit = self.config.unres_qlen;
+        let _stage = self.stage("neigh_resolve_output");
+        if let Some(skb) = self.neigh_event_send(at, skb) {
+            // `neigh_hh_init`: the next one has it easier.
+            let neigh = &mut self.arp_tbl.entries[at];
+            neigh.hh_cached = self.netdevs[neigh.dev].caches_headers();
+            self.neigh_hh_output(at, skb);
+        }
+    }
+
+    /// A packet for a neighbour; it comes back if it can be sent.
+    fn neigh_event_send(&mut self, at: usize, skb: Skb) -> Option<Skb> {
+        let now = self.machine.now();
         let neigh = &mut self.arp_tbl.entries[at];
-        neigh.arp_queue.push_back(skb);
-        let oldest = if neigh.arp_queue.len() > limit {
-            neigh.arp_queue.pop_front()
+        neigh.used = now;
+        let state = neigh.nud_state;
+        if state.is_connected() || matches!(state, NudState::Delay | NudState::Probe) {
+            return Some(skb);
+        }
+        self.__neigh_event_send(at, skb)
+    }
+
+    /// Who answered long ago is to be asked, if nothing is heard of him meanwhile. For who did not the packet waits,
+    /// and he is asked at once, unless that was done already.
+    fn __neigh_event_send(&mut self, at: usize, skb: Skb) -> Option<Skb> {
+        let _stage = self.stage("__neigh_event_send");
+        let now = self.machine.now();
+        let before = self.arp_tbl.entries[at].nud_state;
+        if before == NudState::Stale {
+            let delay = nanos(self.config.neigh.delay_first_probe_time);
+            self.neigh_becomes(at, NudState::Delay, now);
+            self.neigh_add_timer(at, now.saturating_add(delay));
+            return Some(skb);
+        }
+        let asks = before != NudState::Incomplete;
+        if asks {
+            self.arp_tbl.entries[at].probes = self.config.neigh.ucast_solicit;
+            self.neigh_becomes(at, NudState::Incomplete, now);
+            let retrans = nanos(self.config.neigh.retrans_time);
+            self.neigh_add_timer(at, now.saturating_add(retrans));
+        }
+        let limit = self.config.unres_qlen;
+        let arp_queue = &mut self.arp_tbl.entries[at].arp_queue;
+        arp_queue.push_back(skb);
+        let oldest = if arp_queue.len() > limit {
+            arp_queue.pop_front()
         } else {
             None
         };
+        let len = arp_queue.len();
+        self.changed("arp_queue", || format!("{len} wait"));
         if let Some(skb) = oldest {
+            self.arp_tbl.stats.unres_discards += 1;
             self.drop_tx(skb, TxDrop::NeighUnresDiscards);
         }
-        self.__neigh_event_send(at);
-    }
-
-    fn __neigh_event_send(&mut self, at: usize) {
-        let neigh = &mut self.arp_tbl.entries[at];
-        if neigh.nud_state == NudState::Incomplete {
-            return;
+        if asks {
+            self.neigh_probe(at);
         }
-        neigh.nud_state = NudState::Incomplete;
-        neigh.probes = 0;
-        let now = self.machine.now();
-        self.neigh_probe(at, now);
+        None
     }
 
-    /// Asks, and sets the timer to look for the answer.
-    fn neigh_probe(&mut self, at: usize, now: u64) {
+    fn neigh_becomes(&mut self, at: usize, state: NudState, now: u64) {
         let neigh = &mut self.arp_tbl.entries[at];
-        neigh.probes += 1;
-        neigh.expires = now.saturating_add(RETRANS_TIME);
-        let (key, expires) = (neigh.primary_key, neigh.expires);
-        self.arp_tbl.add_timer(expires);
-        self.arp_solicit(key);
+        neigh.updated = now;
+        let before = std::mem::replace(&mut neigh.nud_state, state);
+        self.changed("nud_state", || format!("{before:?} -> {state:?}"));
     }
 
-    /// The timer's soft interrupt: asks again, or gives up (`neigh_timer_handler`).
+    /// When to look at the state again.
+    fn neigh_add_timer(&mut self, at: usize, expires: u64) {
+        let _stage = self.stage("neigh_add_timer");
+        self.arp_tbl.add_timer(at, expires);
+        self.changed("timer", || format!("expires at {expires} ns"));
+    }
+
+    /// Asks: the neighbour himself, where he had answered once, or all.
+    fn neigh_probe(&mut self, at: usize) {
+        let _stage = self.stage("neigh_probe");
+        let neigh = &mut self.arp_tbl.entries[at];
+        let mut dest = BROADCAST;
+        if neigh.probes < self.config.neigh.ucast_solicit {
+            dest.copy_from_slice(&neigh.hh[..ETH_ALEN]);
+        }
+        neigh.probes += 1;
+        let (key, dev) = (neigh.primary_key, neigh.dev);
+        // The question is asked by the address that the last packet to wait is from.
+        let waiting = neigh.arp_queue.back();
+        let saddr = waiting.and_then(|skb| skb.data().get(12..16)?.first_chunk().copied());
+        self.arp_solicit(key, dev, dest, saddr.map(u32::from_be_bytes));
+    }
+
+    /// The timer's soft interrupt: states that have come to their time.
     pub(super) fn neigh_timer_handler(&mut self) {
         let now = self.machine.now();
-        self.arp_tbl.timer = None;
+        if self.arp_tbl.next_timer().is_none_or(|timer| timer > now) {
+            return;
+        }
+        let _stage = self.stage("neigh_timer_handler");
         for at in 0..self.arp_tbl.entries.len() {
-            let neigh = &self.arp_tbl.entries[at];
-            if neigh.nud_state != NudState::Incomplete || neigh.expires > now {
-                continue;
-            }
-            if neigh.probes >= MAX_PROBES {
-                self.neigh_invalidate(at);
-            } else {
-                self.neigh_probe(at, now);
+            let neigh = &mut self.arp_tbl.entries[at];
+            if neigh.expires.is_some_and(|expires| expires <= now) {
+                neigh.expires = None;
+                self.neigh_expired(at, now);
             }
         }
         self.arp_tbl.restart_timer();
+        self.arp_tbl.periodic_work(now, &self.config.neigh);
+    }
+
+    fn neigh_expired(&mut self, at: usize, now: u64) {
+        let parms = &self.config.neigh;
+        let [reachable, delay, retrans] = [
+            parms.base_reachable_time,
+            parms.delay_first_probe_time,
+            parms.retrans_time,
+        ]
+        .map(nanos);
+        let neigh = &mut self.arp_tbl.entries[at];
+        let confirmed = |within: u64| {
+            let until = neigh.confirmed?.saturating_add(within);
+            (now < until).then_some(until)
+        };
+        let used = neigh.used.saturating_add(delay);
+        match neigh.nud_state {
+            NudState::Reachable => {
+                if let Some(until) = confirmed(reachable) {
+                    self.arp_tbl.add_timer(at, until);
+                } else if now < used {
+                    self.neigh_becomes(at, NudState::Delay, now);
+                    self.arp_tbl.add_timer(at, now.saturating_add(delay));
+                } else {
+                    self.neigh_becomes(at, NudState::Stale, now);
+                }
+                return;
+            }
+            NudState::Delay => {
+                if confirmed(delay).is_some() {
+                    let until = confirmed(reachable).unwrap_or(now);
+                    self.neigh_becomes(at, NudState::Reachable, now);
+                    self.arp_tbl.add_timer(at, until);
+                    return;
+                }
+                neigh.probes = 0;
+                self.neigh_becomes(at, NudState::Probe, now);
+            }
+            _ => {}
+        }
+        let neigh = &self.arp_tbl.entries[at];
+        if neigh.probes >= self.config.neigh.max_probes(neigh.nud_state) {
+            self.neigh_becomes(at, NudState::Failed, now);
+            self.neigh_invalidate(at);
+        } else {
+            self.neigh_add_timer(at, now.saturating_add(retrans));
+            self.neigh_probe(at);
+        }
     }
 
     /// The neighbour did not answer: what waits for it is dropped.
     fn neigh_invalidate(&mut self, at: usize) {
-        self.arp_tbl.entries[at].nud_state = NudState::Failed;
-        while let Some(skb) = self.arp_tbl.entries[at].arp_queue.pop_front() {
-            self.drop_tx(skb, TxDrop::NeighResFailed);
+        self.arp_tbl.stats.res_failed += 1;
+        // To tell of them may take a new neighbour, for whom this one makes room.
+        for skb in std::mem::take(&mut self.arp_tbl.entries[at].arp_queue) {
+            self.arp_error_report(skb);
         }
+    }
+
+    /// Who sent a packet is told that its neighbour does not answer.
+    fn arp_error_report(&mut self, skb: Skb) {
+        self.icmp_send(&skb, ICMP_DEST_UNREACH, ICMP_HOST_UNREACH, 0);
+        self.drop_tx(skb, TxDrop::NeighResFailed);
     }
 
     /// Somebody asked for us and so told us of himself (`neigh_event_ns`); whether there was room
     /// for him.
-    pub(super) fn neigh_event_ns(&mut self, key: u32, lladdr: [u8; 6]) -> bool {
-        let Some(at) = self
-            .arp_tbl
-            .lookup(key)
-            .or_else(|| self.arp_tbl.create(key))
-        else {
+    pub(super) fn neigh_event_ns(&mut self, key: u32, dev: Ifindex, lladdr: [u8; 6]) -> bool {
+        let _stage = self.stage("neigh_event_ns");
+        let known = self.neigh_lookup(key, dev);
+        let Some(at) = known.or_else(|| self.__neigh_create(key, dev)) else {
             return false;
         };
-        self.neigh_update(at, lladdr, NudState::Stale, true);
+        self.__neigh_update(at, lladdr, NudState::Stale, true);
         true
     }
 
-    /// A hardware address was learnt (`neigh_update`); without `override` a fresh one stays. What
-    /// waited for it is sent.
+    /// Whether an answer is so fresh that others do not count (`locktime`).
+    pub(super) fn neigh_is_locked(&self, at: usize) -> bool {
+        let lock = nanos(self.config.neigh.locktime);
+        self.machine.now() < self.arp_tbl.entries[at].updated.saturating_add(lock)
+    }
+
+    /// A hardware address was learnt; without `overrides` another one stays. What waited for it is sent.
     pub(super) fn neigh_update(
         &mut self,
         at: usize,
@@ -271,41 +304,77 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         state: NudState,
         overrides: bool,
     ) {
+        let _stage = self.stage("neigh_update");
+        self.__neigh_update(at, lladdr, state, overrides);
+    }
+
+    fn __neigh_update(&mut self, at: usize, lladdr: [u8; 6], state: NudState, overrides: bool) {
+        let _stage = self.stage("__neigh_update");
         let now = self.machine.now();
-        let hh = eth_header(lladdr, self.dev_addr, ETH_P_IP);
+        let dev = self.arp_tbl.entries[at].dev;
+        let hh = eth_header(lladdr, self.netdevs[dev].dev_addr, ETH_P_IP);
         let neigh = &mut self.arp_tbl.entries[at];
-        if neigh.nud_state == NudState::Permanent && state != NudState::Permanent {
+        let before = neigh.nud_state;
+        let told = matches!(before, NudState::Permanent | NudState::NoArp);
+        if told && state != NudState::Permanent {
             return;
         }
-        let was_valid = neigh.nud_state.valid();
-        if was_valid && neigh.hh == hh {
-            // Known; that someone asks does not make less of an answer he gave.
-            if state != NudState::Stale {
-                neigh.nud_state = state;
+        if state.is_connected() {
+            neigh.confirmed = Some(now);
+        }
+        let other = !before.is_valid() || neigh.hh != hh;
+        if before.is_valid() && other && !overrides {
+            return;
+        }
+        // That someone asks does not make less of an answer he gave.
+        let state = match state {
+            NudState::Stale if !other => before,
+            state => state,
+        };
+        if other {
+            (neigh.hh, neigh.updated) = (hh, now);
+            if !state.is_connected() {
+                neigh.confirmed = None;
             }
+        }
+        if state == before {
             return;
         }
-        if was_valid && !overrides && now < neigh.updated.saturating_add(LOCKTIME) {
-            return;
+        self.arp_tbl.del_timer(at);
+        if state == NudState::Permanent {
+            self.arp_tbl.make_permanent(at);
         }
-        (neigh.hh, neigh.nud_state, neigh.updated) = (hh, state, now);
-        if !was_valid {
-            self.arp_tbl.restart_timer();
+        if state == NudState::Reachable {
+            let reachable = nanos(self.config.neigh.base_reachable_time);
+            self.neigh_add_timer(at, now.saturating_add(reachable));
+        }
+        self.neigh_becomes(at, state, now);
+        if !before.is_valid() {
             while let Some(skb) = self.arp_tbl.entries[at].arp_queue.pop_front() {
-                self.neigh_hh_output(at, skb);
+                self.neigh_resolve_output(at, skb);
             }
         }
     }
 
-    /// Tells the neighbour at `addr` for good (`ip neigh replace ADDR lladdr MAC nud permanent`).
+    /// A device has another address: headers with the old one are forgotten, and what waited for an answer to it is
+    /// dropped (`neigh_changeaddr`).
+    pub(super) fn neigh_changeaddr(&mut self, dev: Ifindex) {
+        for skb in self.arp_tbl.flush_dev(dev) {
+            self.drop_tx(skb, TxDrop::NeighUnresDiscards);
+        }
+    }
+
+    /// Tells the neighbour at `addr` for good, on the device that packets to it leave by (`ip neigh replace ADDR
+    /// lladdr MAC nud permanent dev DEV`).
     ///
     /// # Errors
-    /// `ENOBUFS`: the table is full.
+    /// `ENETUNREACH`: no route leads there; `ENOBUFS`: the table is full.
     pub fn neigh_add(&mut self, addr: Ipv4Addr, lladdr: [u8; 6]) -> Result<(), Errno> {
         let key = addr.to_bits();
-        let known = self.arp_tbl.lookup(key);
+        let dev = self.fib.output(key).ok_or(Errno::ENETUNREACH)?.dev;
+        let known = self.arp_tbl.lookup(key, dev);
         let at = known
-            .or_else(|| self.arp_tbl.create(key))
+            .or_else(|| self.__neigh_create(key, dev))
             .ok_or(Errno::ENOBUFS)?;
         self.neigh_update(at, lladdr, NudState::Permanent, true);
         Ok(())

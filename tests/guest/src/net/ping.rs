@@ -6,12 +6,13 @@
 
 use std::net::SocketAddrV4;
 
-use super::icmp::{ICMP_ECHO, ICMPHDR_LEN, IPPROTO_ICMP, icmp_checksum};
-use super::ip_input::IPHDR_LEN;
+use super::icmp::{ICMP_ECHO, ICMPHDR_LEN, IPPROTO_ICMP, IcmpError, icmp_checksum};
+use super::ip_input::{IPHDR_LEN, Iphdr};
+use super::ip_options::ReplyOptions;
 use super::ip_output::Flow;
-use super::skbuff::{MAX_HEADER, Skb};
+use super::skbuff::Skb;
 use super::stats::RxDrop;
-use super::{Errno, Kernel, Machine};
+use super::{Errno, Kernel, Machine, Received};
 use crate::transport::Transport;
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
@@ -21,35 +22,59 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
     ) -> Result<usize, Errno> {
+        let _stage = self.stage("ping_v4_sendmsg");
         let Some([ICMP_ECHO, 0, ..]) = data.first_chunk::<ICMPHDR_LEN>() else {
             return Err(Errno::EINVAL);
         };
         let (daddr, _) = self.destination(at, to)?;
-        let rt = self.ip_route_output_unicast(daddr)?;
-        if IPHDR_LEN + data.len() > self.mtu() {
+        let rt = self.ip_route_output_sk(at, daddr)?;
+        let len = IPHDR_LEN + data.len();
+        if len > 0xffff {
             return Err(Errno::EMSGSIZE);
         }
-        let (sk, ident) = self.sock_alloc_send(at)?;
-        let mut skb = self.skb_cache.alloc(MAX_HEADER, data.len());
-        let message = skb.put(data.len());
-        message.copy_from_slice(data);
+        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
+        let df = self.ip_dont_fragment(pmtudisc, &rt, len)?;
+        let (sk, ident, tos) = self.sock_alloc_send(at)?;
+        let mut skb = self.ip_append_data(data, Some(sk));
+        let message = skb.data_mut();
         message[4..6].copy_from_slice(&ident.to_be_bytes());
         icmp_checksum(message);
-        self.skb_set_owner_w(&mut skb, sk);
-        self.counters.snmp.icmp_out_msgs += 1;
         let flow = Flow {
+            saddr: self.source(at, &rt),
             daddr,
             protocol: IPPROTO_ICMP,
-            tos: 0,
-            df: true,
+            tos,
+            df,
             id: self.ip_select_ident(),
         };
-        self.ip_send_skb(skb, rt, &flow);
+        self.ip_push_pending_frames(skb, rt, &flow, &ReplyOptions::NONE)?;
         Ok(data.len())
+    }
+
+    pub(super) fn ping_recvmsg(
+        &mut self,
+        at: usize,
+        buf: &mut [u8],
+        peek: bool,
+    ) -> Result<Received, Errno> {
+        let _stage = self.stage("ping_recvmsg");
+        self.sock_recv_skb(at, buf, peek)
+    }
+
+    /// A request of ours was not delivered.
+    pub(super) fn ping_err(&mut self, iph: &Iphdr, quoted: &[u8], error: IcmpError) {
+        if quoted[0] != ICMP_ECHO {
+            return;
+        }
+        let ident = u16::from_be_bytes([quoted[4], quoted[5]]);
+        if let Some(at) = self.ping_table.lookup_local((iph.saddr, ident)) {
+            self.sock_icmp_error(at, iph.daddr, error);
+        }
     }
 
     /// An echo reply, to the socket that asked, whoever answers.
     pub(super) fn ping_rcv(&mut self, skb: Skb) {
+        let _stage = self.stage("ping_rcv");
         // The caller has seen the whole header.
         let ident = skb
             .data()

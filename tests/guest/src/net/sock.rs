@@ -6,16 +6,19 @@
 
 use std::collections::VecDeque;
 
+use super::ip_sockglue::{IpPmtudisc, McOptions};
+use super::raw::RawOptions;
 use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
-use super::{Errno, Kernel, Machine};
+use super::trace::Span;
+use super::{Errno, Kernel, Machine, Received};
 use crate::transport::Transport;
 
 /// Least `SO_RCVBUF` and `SO_SNDBUF`, doubled.
 pub(super) const SOCK_MIN_RCVBUF: usize = 2304;
 pub(super) const SOCK_MIN_SNDBUF: usize = 4608;
 /// `net.ipv4.ip_local_port_range`.
-const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+pub(super) const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 const PORT_HASH_SIZE: usize = 256;
 
 /// The protocol of a socket (`struct proto`).
@@ -23,6 +26,9 @@ const PORT_HASH_SIZE: usize = 256;
 pub(super) enum Proto {
     Udp,
     Ping,
+    Packet,
+    Tcp,
+    Raw,
 }
 
 /// A socket that may be gone, or another, when it is looked for.
@@ -37,25 +43,50 @@ pub(crate) struct SkRef {
 pub(super) struct Sock {
     pub sk_prot: Proto,
     /// Which of those that had this place.
-    generation: u32,
-    /// Local port, or identifier; 0 before it is bound.
+    pub generation: u32,
+    /// Local port, or identifier; 0 before it is bound. Of a raw socket the protocol.
     pub inet_num: u16,
     /// Local address; 0 is any.
     pub inet_rcv_saddr: u32,
+    /// Source of what it sends; 0 is that of the route.
+    pub inet_saddr: u32,
     /// Peer, once connected; else 0.
     pub inet_daddr: u32,
     pub inet_dport: u16,
     pub sk_rcvbuf: usize,
     pub sk_rmem_alloc: usize,
     pub sk_sndbuf: usize,
-    sk_wmem_alloc: usize,
+    pub sk_wmem_alloc: usize,
     pub sk_receive_queue: VecDeque<Skb>,
+    /// Receive queue that its last packet came by, from 1 on; 0 is none (`sk_napi_id`).
+    pub sk_rx_queue: u16,
+    /// Hash of its flow, once it is connected and a packet came (`sk_rxhash`); 0 is none.
+    pub sk_rxhash: u32,
+    /// Microseconds that its reader polls the device (`SO_BUSY_POLL`).
+    pub sk_ll_usec: u32,
+    /// How urgent what it sends is (`SO_PRIORITY`), and what the packets say of it (`IP_TOS`).
+    pub sk_priority: u32,
+    pub tos: u8,
+    /// Packets for which its queue had no room.
+    pub sk_drops: u64,
     /// What a peer answered; told once.
     pub sk_err: Option<Errno>,
     /// It shares its port with others that would, too (`SO_REUSEADDR`).
     pub sk_reuse: bool,
     /// It takes datagrams that stand for several (`UDP_GRO`).
     pub gro_enabled: bool,
+    /// Its place among the TCP sockets, of one of them.
+    pub tcp_sk: Option<usize>,
+    /// Whether its packets may be fragmented.
+    pub pmtudisc: IpPmtudisc,
+    /// It may send to broadcast addresses (`SO_BROADCAST`).
+    pub broadcast: bool,
+    /// It shares its port with others that would, too; each datagram is for one of them (`SO_REUSEPORT`).
+    pub sk_reuseport: bool,
+    /// Its groups.
+    pub mc: McOptions,
+    /// What a raw socket says of its packets.
+    pub raw: RawOptions,
 }
 
 /// All sockets.
@@ -74,6 +105,7 @@ impl SockTable {
             generation: self.generations,
             inet_num: 0,
             inet_rcv_saddr: 0,
+            inet_saddr: 0,
             inet_daddr: 0,
             inet_dport: 0,
             sk_rcvbuf,
@@ -81,9 +113,21 @@ impl SockTable {
             sk_sndbuf,
             sk_wmem_alloc: 0,
             sk_receive_queue: VecDeque::new(),
+            sk_rx_queue: 0,
+            sk_rxhash: 0,
+            sk_ll_usec: 0,
+            sk_priority: 0,
+            tos: 0,
+            sk_drops: 0,
             sk_err: None,
             sk_reuse: false,
             gro_enabled: false,
+            tcp_sk: None,
+            pmtudisc: IpPmtudisc::default(),
+            broadcast: false,
+            sk_reuseport: false,
+            mc: McOptions::default(),
+            raw: RawOptions::default(),
         };
         let free = self.socks.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
@@ -104,8 +148,26 @@ impl SockTable {
         self.socks.get_mut(at)?.as_mut()
     }
 
+    /// Sockets of a protocol (`sock_prot_inuse_get`).
+    pub fn inuse(&self, prot: Proto) -> usize {
+        let socks = self.socks.iter().flatten();
+        socks.filter(|sk| sk.sk_prot == prot).count()
+    }
+
     pub fn remove(&mut self, at: usize) -> Option<Sock> {
         self.socks.get_mut(at)?.take()
+    }
+
+    /// Whether a group's packets of a socket, or of nobody's, are for this host as well.
+    pub fn mc_loop(&self, sk: Option<SkRef>) -> bool {
+        let sock = sk.and_then(|sk| self.get(sk.at as usize));
+        sock.is_none_or(|sock| sock.mc.loops)
+    }
+
+    /// How many routers a group's packets of a socket, or of nobody's, pass, and one.
+    pub fn mc_ttl(&self, sk: Option<SkRef>) -> u8 {
+        let sock = sk.and_then(|sk| self.get(sk.at as usize));
+        sock.map_or(1, |sock| sock.mc.ttl)
     }
 
     /// The device is done with a packet of that socket.
@@ -128,6 +190,7 @@ struct HashEntry {
     rcv_saddr: u32,
     daddr: u32,
     reuse: bool,
+    reuseport: bool,
 }
 
 impl HashEntry {
@@ -139,6 +202,7 @@ impl HashEntry {
             rcv_saddr: sk.inet_rcv_saddr,
             daddr: sk.inet_daddr,
             reuse: sk.sk_reuse,
+            reuseport: sk.sk_reuseport,
         }
     }
 
@@ -204,12 +268,32 @@ impl PortTable {
     /// The socket that fits a packet best (`__udp4_lib_lookup`); peers are address and port.
     #[inline(always)] // for each datagram; its other callers are rare
     pub fn lookup(&self, from: (u32, u16), to: (u32, u16)) -> Option<usize> {
-        for entry in self.slot(to.1) {
+        for (nth, entry) in self.slot(to.1).iter().enumerate() {
             if entry.takes(from, to) {
+                if entry.reuseport {
+                    return Some(self.reuseport_select_sock(nth, from, to));
+                }
                 return Some(entry.at as usize);
             }
         }
         None
+    }
+
+    /// One of the sockets that share a port, always the same for a peer; the `nth` of the slot is the first of them.
+    #[cold]
+    fn reuseport_select_sock(&self, nth: usize, from: (u32, u16), to: (u32, u16)) -> usize {
+        let slot = &self.slot(to.1)[nth..];
+        let score = slot[0].score();
+        let shares =
+            |entry: &&HashEntry| entry.reuseport && entry.score() == score && entry.takes(from, to);
+        let count = slot.iter().filter(shares).count();
+        let hash =
+            (u64::from(from.0) << 16 | u64::from(from.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let chosen = (((hash >> 32) * count as u64) >> 32) as usize;
+        slot.iter()
+            .filter(shares)
+            .nth(chosen)
+            .map_or(0, |entry| entry.at as usize)
     }
 
     /// The socket at a local address, whoever it is connected to (`ping_lookup`).
@@ -218,6 +302,12 @@ impl PortTable {
             .iter()
             .find(|entry| entry.is_at(daddr, num))
             .map(|entry| entry.at as usize)
+    }
+
+    /// All sockets, each with the number of its slot.
+    pub fn buckets(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let slots = self.slots.iter().enumerate();
+        slots.flat_map(|(bucket, slot)| slot.iter().map(move |entry| (bucket, entry.at as usize)))
     }
 
     fn hash(&mut self, at: usize, sk: &Sock) {
@@ -240,6 +330,7 @@ impl PortTable {
             let both_own = sk.rcv_saddr != 0 && other.rcv_saddr != 0;
             other.num == num
                 && !(sk.reuse && other.reuse)
+                && !(sk.reuseport && other.reuseport)
                 && (!both_own || other.rcv_saddr == sk.rcv_saddr)
         })
     }
@@ -248,10 +339,21 @@ impl PortTable {
     ///
     /// # Errors
     /// EADDRINUSE.
-    pub fn get_port(&mut self, socks: &mut SockTable, at: usize, num: u16) -> Result<(), Errno> {
+    pub fn get_port(
+        &mut self,
+        socks: &mut SockTable,
+        at: usize,
+        num: u16,
+        stage: impl Fn(&'static str) -> Span,
+    ) -> Result<(), Errno> {
+        let _stage = stage("udp_lib_get_port");
+        let lport_inuse = |table: &Self, num, sk: &HashEntry| {
+            let _stage = stage("udp_lib_lport_inuse");
+            table.lport_inuse(num, sk)
+        };
         let entry = HashEntry::new(at, socks.get(at).ok_or(Errno::EBADF)?);
         let num = if num != 0 {
-            if self.lport_inuse(num, &entry) {
+            if lport_inuse(self, num, &entry) {
                 return Err(Errno::EADDRINUSE);
             }
             num
@@ -259,7 +361,7 @@ impl PortTable {
             let from = self.next_port;
             let free = (from..=*LOCAL_PORTS.end())
                 .chain(*LOCAL_PORTS.start()..from)
-                .find(|&num| !self.lport_inuse(num, &entry))
+                .find(|&num| !lport_inuse(self, num, &entry))
                 .ok_or(Errno::EADDRINUSE)?;
             self.next_port = if free == *LOCAL_PORTS.end() {
                 *LOCAL_PORTS.start()
@@ -286,7 +388,7 @@ pub(super) fn sock_buf(value: usize, least: usize) -> usize {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Puts a packet into a socket's queue, unless that is full (`__udp_enqueue_schedule_skb`): one
+    /// Puts a packet into a socket's queue, unless that is full: one
     /// more is always let in, however long.
     #[inline(always)] // for each datagram; its other callers are rare
     pub(super) fn sock_queue_rcv_skb(&mut self, at: usize, mut skb: Skb, full: RxDrop) {
@@ -294,17 +396,59 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return self.drop_rx(skb, full);
         };
         if sk.sk_rmem_alloc > sk.sk_rcvbuf {
+            sk.sk_drops += 1;
             return self.drop_rx(skb, full);
         }
+        let before = sk.sk_rmem_alloc;
         sk.sk_rmem_alloc += skb.truesize;
+        let after = sk.sk_rmem_alloc;
         skb.tstamp = self.machine.now();
+        sk.sk_rx_queue = skb.queue_mapping;
+        if self.rps.rfs_needed {
+            sk.sock_rps_save_rxhash(&skb);
+        }
         sk.sk_receive_queue.push_back(skb);
+        self.changed("sk_rmem_alloc", || format!("{before} -> {after}"));
         self.counters.queued += 1;
     }
 
-    /// Whether a socket may send (`sock_alloc_send_skb`): who it is, and its port.
+    /// Takes the oldest packet out of a socket's queue; the socket is no longer charged for it.
+    #[inline(always)] // for each datagram; its other caller is rare
+    pub(super) fn sock_dequeue_skb(&mut self, at: usize) -> Result<Skb, Errno> {
+        let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
+        let skb = sk.sk_receive_queue.pop_front().ok_or(Errno::EAGAIN)?;
+        let before = sk.sk_rmem_alloc;
+        sk.sk_rmem_alloc -= skb.truesize;
+        let (after, prot) = (sk.sk_rmem_alloc, sk.sk_prot);
+        let _stage = self.stage(match prot {
+            Proto::Udp => "udp_rmem_release",
+            Proto::Ping | Proto::Raw | Proto::Tcp | Proto::Packet => "sock_rfree",
+        });
+        self.changed("sk_rmem_alloc", || format!("{before} -> {after}"));
+        Ok(skb)
+    }
+
+    /// Gives a process the oldest packet of a socket's queue, headers and all; with `peek` it stays there.
+    pub(super) fn sock_recv_skb(
+        &mut self,
+        at: usize,
+        buf: &mut [u8],
+        peek: bool,
+    ) -> Result<Received, Errno> {
+        if peek {
+            let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+            let skb = sk.sk_receive_queue.front().ok_or(Errno::EAGAIN)?;
+            return Ok(Received::copy(skb, 0, 0, buf));
+        }
+        let skb = self.sock_dequeue_skb(at)?;
+        let received = Received::copy(&skb, 0, 0, buf);
+        self.skb_cache.put(skb);
+        Ok(received)
+    }
+
+    /// Whether a socket may send (`sock_alloc_send_skb`): who it is, its port, and its type of service.
     #[inline]
-    pub(super) fn sock_alloc_send(&mut self, at: usize) -> Result<(SkRef, u16), Errno> {
+    pub(super) fn sock_alloc_send(&mut self, at: usize) -> Result<(SkRef, u16, u8), Errno> {
         let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
         if let Some(error) = sk.sk_err.take() {
             return Err(error);
@@ -316,15 +460,25 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             at: at as u32,
             generation: sk.generation,
         };
-        Ok((sk_ref, sk.inet_num))
+        Ok((sk_ref, sk.inet_num, sk.tos))
     }
 
-    /// Charges the sender of a packet for it.
+    /// Something went wrong that a socket's owner is to hear of, at the next call (`sk_error_report`).
+    pub(super) fn sk_error_report(&mut self, at: usize, error: Errno) {
+        let _stage = self.stage("sock_def_error_report");
+        if let Some(sk) = self.socks.get_mut(at) {
+            sk.sk_err = Some(error);
+        }
+        self.changed("sk_err", || error.to_string());
+    }
+
+    /// Charges the sender of a packet for it, which is as urgent as he says.
     #[inline]
     pub(super) fn skb_set_owner_w(&mut self, skb: &mut SkBuff, sk: SkRef) {
         skb.sk = Some(sk);
         if let Some(sock) = self.socks.get_mut(sk.at as usize) {
             sock.sk_wmem_alloc += skb.truesize;
+            skb.priority = sock.sk_priority;
         }
     }
 }
@@ -395,6 +549,15 @@ mod tests {
         assert_eq!(sock_buf(4000, SOCK_MIN_SNDBUF), 8000);
     }
 
+    fn get_port(
+        table: &mut PortTable,
+        socks: &mut SockTable,
+        at: usize,
+        num: u16,
+    ) -> Result<(), Errno> {
+        table.get_port(socks, at, num, |name| Span::of(None, name, 0))
+    }
+
     #[test]
     fn ports_are_given_once() {
         let (mut socks, mut table) = (SockTable::default(), PortTable::default());
@@ -404,16 +567,19 @@ mod tests {
             at
         };
         let (a, b, c) = (open(OURS), open(PEER), open(0));
-        assert_eq!(table.get_port(&mut socks, a, 7000), Ok(()));
+        assert_eq!(get_port(&mut table, &mut socks, a, 7000), Ok(()));
         assert_eq!(
-            table.get_port(&mut socks, b, 7000),
+            get_port(&mut table, &mut socks, b, 7000),
             Ok(()),
             "another address"
         );
-        assert_eq!(table.get_port(&mut socks, c, 7000), Err(Errno::EADDRINUSE));
+        assert_eq!(
+            get_port(&mut table, &mut socks, c, 7000),
+            Err(Errno::EADDRINUSE)
+        );
         table.unhash(a, 7000);
         table.unhash(b, 7000);
-        assert_eq!(table.get_port(&mut socks, c, 7000), Ok(()));
+        assert_eq!(get_port(&mut table, &mut socks, c, 7000), Ok(()));
     }
 
     #[test]
@@ -422,7 +588,7 @@ mod tests {
         table.next_port = 60_999;
         for want in [60_999, 32_768, 32_769] {
             let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
-            assert_eq!(table.get_port(&mut socks, at, 0), Ok(()));
+            assert_eq!(get_port(&mut table, &mut socks, at, 0), Ok(()));
             assert_eq!(socks.get(at).unwrap().inet_num, want);
         }
     }

@@ -8,12 +8,14 @@
 
 use std::collections::VecDeque;
 
+use super::hrtimer::Hrtimer;
+use super::skbuff::Skb;
 use super::stats::CpuStats;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
 
 /// Jiffies a second (`CONFIG_HZ`).
-const HZ: u64 = 250;
+pub(super) const HZ: u64 = 250;
 const NSEC_PER_JIFFY: u64 = 1_000_000_000 / HZ;
 /// `MAX_SOFTIRQ_TIME`, 2 ms rounded up.
 const MAX_SOFTIRQ_JIFFIES: u64 = 1;
@@ -34,9 +36,30 @@ pub(crate) struct SoftnetData {
     /// between two runs.
     pub list: VecDeque<usize>,
     pub repoll: VecDeque<usize>,
+    /// The lists of packets of one protocol, and of one route, while they go up: kept for their memory.
+    pub ptype_list: Vec<Skb>,
+    pub dst_list: Vec<Skb>,
+    /// Packets that come without NAPI, and those of them that a poll has begun with (`backlog`).
+    pub input_pkt_queue: VecDeque<Skb>,
+    pub process_queue: VecDeque<Skb>,
+    /// Packets that came into the backlog in all, and those of them that went up.
+    pub input_queue_tail: u64,
+    pub input_queue_head: u64,
+    /// CPUs that are to hear of packets in their backlogs, and whether this one is.
+    pub rps_ipi_list: Vec<usize>,
+    pub rps_ipi_pending: bool,
+    /// The backlog's NAPI instance is on a poll list, or being polled (`NAPI_STATE_SCHED`).
+    pub backlog_scheduled: bool,
+    /// Packets on their way through devices without a queueing discipline, a list for each that sends by another.
+    /// They are kept for their memory.
+    pub xmit_lists: Vec<VecDeque<Skb>>,
+    /// How many devices without a queueing discipline are sending by one another (`xmit.recursion`).
+    pub xmit_recursion: u8,
     /// Transmit queues whose discipline is to be run (`output_queue`).
     pub output_queue: VecDeque<usize>,
     pub in_net_rx_action: bool,
+    /// NAPI instances whose threads were woken.
+    pub napi_threads: VecDeque<usize>,
     /// Soft interrupts raised and not run (`irq_stat.__softirq_pending`).
     pub pending: u8,
     pub in_softirq: bool,
@@ -50,6 +73,12 @@ impl SoftnetData {
     pub fn raise_softirq(&mut self, softirq: u8) {
         self.pending |= softirq;
     }
+}
+
+/// Jiffies that have passed at an instant of the machine's.
+#[inline]
+pub(crate) fn nsecs_to_jiffies(now: u64) -> u64 {
+    now / NSEC_PER_JIFFY
 }
 
 /// Jiffies of `usecs`, rounded up.
@@ -66,7 +95,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     #[inline]
     pub(crate) fn jiffies(&self) -> u64 {
-        self.machine.now() / NSEC_PER_JIFFY
+        nsecs_to_jiffies(self.machine.now())
     }
 
     /// Takes this CPU's pending interrupts, each queue's once; whether there were any.
@@ -89,7 +118,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if raised == 0 {
             return false;
         }
+        let _stage = self.stage("handle_irq_event");
+        self.changed("raised", || format!("{raised} of virtqueue {vq}"));
         self.napi[vq].stats.raised += raised;
+        self.kstat_irqs[vq * self.softnet.len() + self.cpu] += 1;
         if self.costs.irq > 0 {
             // Interrupts are off meanwhile.
             self.machine.spend(self.costs.irq);
@@ -100,15 +132,40 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Whether a timer was due; its soft interrupt is raised.
     pub(super) fn timer_interrupt(&mut self) -> bool {
-        let due = self.next_timer().is_some_and(|at| at <= self.machine.now());
+        let due = self
+            .next_jiffies_timer()
+            .is_some_and(|at| at <= self.machine.now());
         if due {
             self.sd().raise_softirq(TIMER_SOFTIRQ);
         }
         due
     }
 
-    /// The end of a hard interrupt: soft interrupts run (`irq_exit_rcu`, `invoke_softirq`).
-    pub(super) fn irq_exit(&mut self) {
+    /// Does what timers of this CPU are due for; whether there was one.
+    #[inline]
+    pub(super) fn hrtimer_interrupt(&mut self) -> bool {
+        if self.hrtimers.next().is_none() {
+            return false;
+        }
+        self.run_hrtimers()
+    }
+
+    fn run_hrtimers(&mut self) -> bool {
+        let (now, mut any) = (self.machine.now(), false);
+        while let Some(timer) = self.hrtimers.pop(self.cpu, now) {
+            let _stage = self.stage("hrtimer_interrupt");
+            any = true;
+            match timer {
+                Hrtimer::QdiscWatchdog(at) => self.qdisc_watchdog(at),
+                Hrtimer::NapiWatchdog(vq) => self.napi_watchdog(vq),
+            }
+        }
+        any
+    }
+
+    /// The end of a hard interrupt: soft interrupts run (`invoke_softirq`).
+    pub(super) fn irq_exit_rcu(&mut self) {
+        let _stage = self.stage("irq_exit_rcu");
         let sd = self.sd();
         if !sd.in_softirq && sd.pending != 0 {
             self.handle_softirqs();
@@ -121,18 +178,29 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(crate) fn local_bh_enable(&mut self) {
         let sd = self.sd();
         if !sd.in_softirq && sd.pending != 0 {
-            self.handle_softirqs();
+            self.__do_softirq();
         }
     }
 
+    fn __do_softirq(&mut self) {
+        let _stage = self.stage("__do_softirq");
+        self.handle_softirqs();
+    }
+
     fn handle_softirqs(&mut self) {
+        let _stage = self.stage("handle_softirqs");
         let end = self.jiffies() + MAX_SOFTIRQ_JIFFIES;
         let mut restarts = MAX_SOFTIRQ_RESTART;
         self.sd().in_softirq = true;
         loop {
             let pending = std::mem::take(&mut self.sd().pending);
+            self.changed("softirq_pending", || format!("{pending:#x} -> 0"));
             if pending & TIMER_SOFTIRQ != 0 {
+                self.sd().stats.timer_softirqs += 1;
                 self.neigh_timer_handler();
+                self.tcp_timers();
+                self.ip_expire();
+                self.igmp_timer_expire();
             }
             if pending & NET_TX_SOFTIRQ != 0 {
                 self.net_tx_action();
@@ -157,6 +225,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let sd = self.sd();
         let woken = std::mem::take(&mut sd.ksoftirqd_woken);
         if woken && sd.pending != 0 {
+            let _stage = self.stage("run_ksoftirqd");
+            let sd = self.sd();
             sd.stats.ksoftirqd_runs += 1;
             self.handle_softirqs();
         }

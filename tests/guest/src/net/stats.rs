@@ -1,9 +1,11 @@
 //! What the kernel counts, by Linux's names where it has them.
 //!
-//! Each received packet ends in exactly one of: a socket's queue, consumed (ARP, ICMP), or one reason
+//! Each received packet ends in exactly one of: merged with another, a socket's queue, consumed (ARP, ICMP, IGMP), sent on, or one reason
 //! for dropping ([`RxDrop`]); [`KernelStats::rx_balance`] holds the two sides together. A packet
 //! that was to be sent and was not has one [`TxDrop`]. The driver's own counters are in
 //! [`crate::virtio_net::stats`].
+
+use std::ops::{Index, IndexMut};
 
 /// Of one virtqueue: even numbers receive, odd ones send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,13 +32,23 @@ pub struct QueueStats {
 pub struct CpuStats {
     /// Packets that went through the stack.
     pub processed: u64,
+    /// Packets that its backlog had no room for.
+    pub dropped: u64,
     /// Times that `net_rx_action` stopped because budget or time was spent: mostly with work left, but
     /// also when they ended exactly with the work.
     pub time_squeeze: u64,
+    /// Runs of the timers' soft interrupt.
+    pub timer_softirqs: u64,
     /// Runs of `net_rx_action`.
     pub net_rx_actions: u64,
     /// Runs of `net_tx_action`.
     pub net_tx_actions: u64,
+    /// Interrupts from other CPUs: they had put packets into its backlog.
+    pub received_rps: u64,
+    /// Packets that readers polled the device for (`BusyPollRxPackets`).
+    pub busy_poll_rx_packets: u64,
+    /// Polls by NAPI threads.
+    pub napi_threaded_polls: u64,
     /// Runs of ksoftirqd: soft interrupts had gone on for too long.
     pub ksoftirqd_runs: u64,
 }
@@ -55,18 +67,81 @@ pub struct TxQueueStats {
 pub struct Snmp {
     /// `IpInReceives`: IP packets for this station.
     pub ip_in_receives: u64,
+    /// `IpForwDatagrams`: to be sent on to other hosts.
+    pub ip_forw_datagrams: u64,
     /// `IpInDelivers`: given to a protocol.
     pub ip_in_delivers: u64,
+    /// `IpReasmReqds`: fragments for this host.
+    pub ip_reasm_reqds: u64,
+    /// `IpReasmOKs`: packets put together.
+    pub ip_reasm_oks: u64,
+    /// `IpReasmFails`: packets given up, and fragments that there was no memory for.
+    pub ip_reasm_fails: u64,
+    /// `IpReasmTimeout`: packets given up because they were not complete in time.
+    pub ip_reasm_timeout: u64,
+    /// `IpExtReasmOverlaps`: packets given up because fragments overlapped.
+    pub ip_reasm_overlaps: u64,
+    /// `IpFragOKs`: packets that were sent in fragments.
+    pub ip_frag_oks: u64,
+    /// `IpFragFails`: packets that were too long and not to be fragmented.
+    pub ip_frag_fails: u64,
+    /// `IpFragCreates`: fragments that were made.
+    pub ip_frag_creates: u64,
     /// `IpOutRequests`: IP packets that this host made.
     pub ip_out_requests: u64,
     /// `IcmpInMsgs`: with a good checksum or not.
     pub icmp_in_msgs: u64,
+    /// `IcmpInErrors`: messages that were wrong, and errors about packets that nobody here sent.
+    pub icmp_in_errors: u64,
+    /// `IcmpMsgInType`: messages with a good checksum, by type.
+    /// `IcmpMsgOutType`.
+    /// `IcmpOutRateLimitGlobal`: errors not sent because there were too many in all.
+    pub icmp_out_rate_limit_global: u64,
+    /// `IcmpOutRateLimitHost`: errors not sent because there were too many for their host.
+    pub icmp_out_rate_limit_host: u64,
     /// `IcmpOutMsgs`.
     pub icmp_out_msgs: u64,
     /// `UdpInDatagrams`: given to a reader.
     pub udp_in_datagrams: u64,
     /// `UdpOutDatagrams`.
     pub udp_out_datagrams: u64,
+    /// `TcpActiveOpens`: connections that this host asked for.
+    pub tcp_active_opens: u64,
+    /// `TcpPassiveOpens`: those that a peer asked for and got.
+    pub tcp_passive_opens: u64,
+    /// `TcpAttemptFails`: those that were asked for and did not come to be.
+    pub tcp_attempt_fails: u64,
+    /// `TcpEstabResets`: those that ended at once.
+    pub tcp_estab_resets: u64,
+    /// `TcpCurrEstab`: those that are there.
+    pub tcp_curr_estab: u64,
+    /// `TcpInSegs`: with an error or not; what GRO merged is one.
+    pub tcp_in_segs: u64,
+    /// `TcpOutSegs`: without those that repeat others.
+    pub tcp_out_segs: u64,
+    /// `TcpRetransSegs`: those that repeat others.
+    pub tcp_retrans_segs: u64,
+    /// `TcpOutRsts`.
+    pub tcp_out_rsts: u64,
+}
+
+/// Of the neighbour cache (`/proc/net/stat/arp_cache`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NeighStatistics {
+    /// Entries made.
+    pub allocs: u64,
+    /// Entries that went.
+    pub destroys: u64,
+    /// Neighbours that did not answer.
+    pub res_failed: u64,
+    /// Packets dropped because too many waited for a neighbour.
+    pub unres_discards: u64,
+    /// Entries that there was no room for.
+    pub table_fulls: u64,
+    /// Looks for entries that nobody used for long.
+    pub periodic_gc_runs: u64,
+    /// Looks for entries to make room.
+    pub forced_gc_runs: u64,
 }
 
 /// Why a received packet was dropped.
@@ -79,7 +154,8 @@ pub enum RxDrop {
     ArpInvalid,
     /// An IP packet for another station, taken in promiscuous mode.
     IpOtherHost,
-    /// An IP header that is short, of another version, or contradicts itself.
+    /// An IP header that is short, of another version, or contradicts itself; or a packet for another host that has
+    /// no hop left to live.
     IpInHdrErrors,
     /// The checksum of an IP header.
     IpInCsumErrors,
@@ -91,10 +167,21 @@ pub enum RxDrop {
     IpInMartianDest,
     /// For another host, and this one does not forward.
     IpInAddrErrors,
+    /// With a source route, which this host does not follow.
+    IpInSourceRoute,
     /// For a multicast group that nobody here is in.
     IpInMcastNotMember,
-    /// A fragment: they are not put together yet.
+    /// A fragment of a packet that cannot be put together: fragments overlap or contradict each other, it would be too long;
+    /// or there is no memory for it.
     IpReasmFails,
+    /// A fragment that was there already (`DUP_FRAG`).
+    DupFrag,
+    /// A fragment that waited while too many others of its sender came (`FRAG_TOO_FAR`).
+    FragTooFar,
+    /// A fragment that waited too long for the others (`FRAG_REASM_TIMEOUT`).
+    FragReasmTimeout,
+    /// A message of IGMP that is short or has a bad checksum.
+    IgmpInvalid,
     /// No protocol of that number.
     IpInUnknownProtos,
     /// Short ICMP messages, unknown types, echo to a broadcast address.
@@ -105,6 +192,8 @@ pub enum RxDrop {
     PingNoSocket,
     /// The ping socket's queue was full.
     PingRcvbufErrors,
+    /// The raw socket's queue was full.
+    RawRcvbufErrors,
     /// Shorter than a UDP header, or than the header says.
     UdpInErrors,
     /// The checksum of a datagram.
@@ -117,11 +206,52 @@ pub enum RxDrop {
     UdpRcvbufErrors,
     /// A datagram that is said to stand for segments of another protocol.
     UdpGso,
+    /// A segment that was not sent to this station alone.
+    TcpNotHost,
+    /// A TCP header that says it is shorter than one. (`TcpInErrs` counts bad checksums, too.)
+    TcpInErrs,
+    /// A segment that is shorter than a TCP header, or than its header says that is. (No counter of Linux's has it.)
+    TcpTruncated,
+    /// The checksum of a segment.
+    TcpInCsumErrors,
+    /// No connection, and nobody who listens.
+    TcpNoSocket,
+    /// To a listener, but no request.
+    TcpFlags,
+    /// To who has asked for a connection, of an earlier one (`TCP_INVALID_ACK_SEQUENCE`).
+    TcpInvalidAckSequence,
+    /// A request to a listener with too many handshakes under way.
+    TcpReqQFullDrop,
+    /// A request to a listener with too many connections that nobody has accepted, or the end of a handshake.
+    ListenOverflows,
+    /// A request that cannot be answered: there is no way back, or such a connection already. (Linux counts all requests
+    /// that are dropped.)
+    ListenDrops,
+    /// A chain of the packet filter said so (`NETFILTER_DROP`).
+    NetfilterDrop,
+    /// A CPU's backlog was full (`CPU_BACKLOG`).
+    CpuBacklog,
+    /// For another host that no route leads to.
+    IpInNoRoutes,
+    /// For another host, but sent to many on the link.
+    IpInDiscards,
+    /// Too long for the device that it is to leave by, and not to be fragmented (`FragFails`).
+    IpForwFragFails,
+    /// A VLAN tag that is cut off.
+    VlanUntag,
+    /// A frame for a bridge from an address that no station has (`MAC_INVALID_SOURCE`).
+    MacInvalidSource,
+    /// A MAC control frame, which no bridge passes on (`MAC_IEEE_MAC_CONTROL`).
+    MacIeeeMacControl,
+    /// A frame that no other port of the bridge is there for (`BRIDGE_NO_EGRESS_PORT`).
+    BridgeNoEgressPort,
+    /// The packet socket's queue was full (`tp_drops`).
+    PacketRcvbufErrors,
 }
 
 impl RxDrop {
     /// All reasons.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 48] = [
         Self::UnhandledProto,
         Self::ArpInvalid,
         Self::IpOtherHost,
@@ -131,19 +261,45 @@ impl RxDrop {
         Self::IpInMartianSource,
         Self::IpInMartianDest,
         Self::IpInAddrErrors,
+        Self::IpInSourceRoute,
         Self::IpInMcastNotMember,
         Self::IpReasmFails,
+        Self::DupFrag,
+        Self::FragTooFar,
+        Self::FragReasmTimeout,
+        Self::IgmpInvalid,
         Self::IpInUnknownProtos,
         Self::IcmpInErrors,
         Self::IcmpInCsumErrors,
         Self::PingNoSocket,
         Self::PingRcvbufErrors,
+        Self::RawRcvbufErrors,
         Self::UdpInErrors,
         Self::UdpInCsumErrors,
         Self::UdpNoPorts,
         Self::UdpIgnoredMulti,
         Self::UdpRcvbufErrors,
         Self::UdpGso,
+        Self::TcpNotHost,
+        Self::TcpInErrs,
+        Self::TcpTruncated,
+        Self::TcpInCsumErrors,
+        Self::TcpNoSocket,
+        Self::TcpFlags,
+        Self::TcpInvalidAckSequence,
+        Self::TcpReqQFullDrop,
+        Self::ListenOverflows,
+        Self::ListenDrops,
+        Self::NetfilterDrop,
+        Self::CpuBacklog,
+        Self::IpInNoRoutes,
+        Self::IpInDiscards,
+        Self::IpForwFragFails,
+        Self::VlanUntag,
+        Self::MacInvalidSource,
+        Self::MacIeeeMacControl,
+        Self::BridgeNoEgressPort,
+        Self::PacketRcvbufErrors,
     ];
 
     /// Its name in a report.
@@ -159,19 +315,45 @@ impl RxDrop {
             Self::IpInMartianSource => "IpInMartianSource",
             Self::IpInMartianDest => "IpInMartianDest",
             Self::IpInAddrErrors => "IpInAddrErrors",
+            Self::IpInSourceRoute => "IpInSourceRoute",
             Self::IpInMcastNotMember => "IpInMcastNotMember",
             Self::IpReasmFails => "IpReasmFails",
+            Self::DupFrag => "DupFrag",
+            Self::FragTooFar => "FragTooFar",
+            Self::FragReasmTimeout => "FragReasmTimeout",
+            Self::IgmpInvalid => "IgmpInvalid",
             Self::IpInUnknownProtos => "IpInUnknownProtos",
             Self::IcmpInErrors => "IcmpInErrors",
             Self::IcmpInCsumErrors => "IcmpInCsumErrors",
             Self::PingNoSocket => "PingNoSocket",
             Self::PingRcvbufErrors => "PingRcvbufErrors",
+            Self::RawRcvbufErrors => "RawRcvbufErrors",
             Self::UdpInErrors => "UdpInErrors",
             Self::UdpInCsumErrors => "UdpInCsumErrors",
             Self::UdpNoPorts => "UdpNoPorts",
             Self::UdpIgnoredMulti => "UdpIgnoredMulti",
             Self::UdpRcvbufErrors => "UdpRcvbufErrors",
             Self::UdpGso => "UdpGso",
+            Self::TcpNotHost => "TcpNotHost",
+            Self::TcpInErrs => "TcpInErrs",
+            Self::TcpTruncated => "TcpTruncated",
+            Self::TcpInCsumErrors => "TcpInCsumErrors",
+            Self::TcpNoSocket => "TcpNoSocket",
+            Self::TcpFlags => "TcpFlags",
+            Self::TcpInvalidAckSequence => "TcpInvalidAckSequence",
+            Self::TcpReqQFullDrop => "TCPReqQFullDrop",
+            Self::ListenOverflows => "ListenOverflows",
+            Self::ListenDrops => "ListenDrops",
+            Self::NetfilterDrop => "NetfilterDrop",
+            Self::CpuBacklog => "CpuBacklog",
+            Self::IpInNoRoutes => "IpInNoRoutes",
+            Self::IpInDiscards => "IpInDiscards",
+            Self::IpForwFragFails => "IpForwFragFails",
+            Self::VlanUntag => "VlanUntag",
+            Self::MacInvalidSource => "MacInvalidSource",
+            Self::MacIeeeMacControl => "MacIeeeMacControl",
+            Self::BridgeNoEgressPort => "BridgeNoEgressPort",
+            Self::PacketRcvbufErrors => "PacketRcvbufErrors",
         }
     }
 }
@@ -180,8 +362,10 @@ impl RxDrop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TxDrop {
-    /// Too long, and it cannot be fragmented yet.
+    /// Too long, and marked "do not fragment" (`PKT_TOO_BIG`).
     IpFragFails,
+    /// There is no way to where it is to go.
+    IpOutNoRoutes,
     /// The queue of packets that wait for the neighbour was full: the oldest went.
     NeighUnresDiscards,
     /// The neighbour did not answer.
@@ -190,25 +374,47 @@ pub enum TxDrop {
     NeighTableFull,
     /// The queueing discipline was full.
     QdiscDrops,
-    /// Its transmit queue went out of use while it waited there.
+    /// Its transmit queue went out of use, or got another discipline, while it waited there.
     QdiscReset,
+    /// The device has no discipline, and its driver had no room (`tx_dropped`).
+    TxDropped,
     /// It was in a ring that was reset: it may have been sent, or not.
     RingReset,
     /// The driver could not take it (`tx_fifo_errors`): its ring is broken or its buffers are short.
     TxFifoErrors,
+    /// A chain of the packet filter said so (`NETFILTER_DROP`).
+    NetfilterOutDrop,
+    /// Too many devices without a queueing discipline send by one another (`RECURSION_LIMIT`).
+    RecursionLimit,
+    /// It stands for several and cannot be taken apart (`SKB_GSO_SEG`).
+    SkbGsoSeg,
+    /// Its checksum is the device's to finish, which cannot, and is not in the packet (`SKB_CSUM`).
+    SkbCsum,
+    /// Too long for the port of the bridge that it was to leave by (`PKT_TOO_BIG`).
+    PktTooBig,
+    /// The bridge that it was sent by has no port for it (`BRIDGE_NO_EGRESS_PORT`).
+    BridgeOutNoEgressPort,
 }
 
 impl TxDrop {
     /// All reasons.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 16] = [
         Self::IpFragFails,
+        Self::IpOutNoRoutes,
         Self::NeighUnresDiscards,
         Self::NeighResFailed,
         Self::NeighTableFull,
         Self::QdiscDrops,
         Self::QdiscReset,
+        Self::TxDropped,
         Self::RingReset,
         Self::TxFifoErrors,
+        Self::NetfilterOutDrop,
+        Self::RecursionLimit,
+        Self::SkbGsoSeg,
+        Self::SkbCsum,
+        Self::PktTooBig,
+        Self::BridgeOutNoEgressPort,
     ];
 
     /// Its name in a report.
@@ -216,14 +422,48 @@ impl TxDrop {
     pub fn name(self) -> &'static str {
         match self {
             Self::IpFragFails => "IpFragFails",
+            Self::IpOutNoRoutes => "IpOutNoRoutes",
             Self::NeighUnresDiscards => "NeighUnresDiscards",
             Self::NeighResFailed => "NeighResFailed",
             Self::NeighTableFull => "NeighTableFull",
             Self::QdiscDrops => "QdiscDrops",
             Self::QdiscReset => "QdiscReset",
+            Self::TxDropped => "TxDropped",
             Self::RingReset => "RingReset",
             Self::TxFifoErrors => "TxFifoErrors",
+            Self::NetfilterOutDrop => "NetfilterOutDrop",
+            Self::RecursionLimit => "RecursionLimit",
+            Self::SkbGsoSeg => "SkbGsoSeg",
+            Self::SkbCsum => "SkbCsum",
+            Self::PktTooBig => "PktTooBig",
+            Self::BridgeOutNoEgressPort => "BridgeOutNoEgressPort",
         }
+    }
+}
+
+/// A count for each reason. (Arrays of so many have no default.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Drops<const N: usize>([u64; N]);
+
+impl<const N: usize> Default for Drops<N> {
+    fn default() -> Self {
+        Self([0; N])
+    }
+}
+
+impl<const N: usize> Index<usize> for Drops<N> {
+    type Output = u64;
+
+    #[inline]
+    fn index(&self, reason: usize) -> &u64 {
+        &self.0[reason]
+    }
+}
+
+impl<const N: usize> IndexMut<usize> for Drops<N> {
+    #[inline]
+    fn index_mut(&mut self, reason: usize) -> &mut u64 {
+        &mut self.0[reason]
     }
 }
 
@@ -231,12 +471,19 @@ impl TxDrop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Counters {
     pub rx_packets: u64,
+    pub gro_merged: u64,
+    pub netif_rx: u64,
     pub cloned: u64,
     pub queued: u64,
     pub consumed: u64,
+    pub forwarded: u64,
+    pub bridged: u64,
+    pub merged: u64,
+    /// Fragments that wait.
+    pub reassembling: u64,
     pub snmp: Snmp,
-    pub rx_drops: [u64; RxDrop::ALL.len()],
-    pub tx_drops: [u64; TxDrop::ALL.len()],
+    pub rx_drops: Drops<{ RxDrop::ALL.len() }>,
+    pub tx_drops: Drops<{ TxDrop::ALL.len() }>,
 }
 
 /// All counters of a kernel, as they stood when they were asked for.
@@ -250,16 +497,33 @@ pub struct KernelStats {
     pub tx_queues: Vec<TxQueueStats>,
     /// Packets that the driver gave to the stack.
     pub rx_packets: u64,
-    /// Copies made of broadcast packets, for sockets after the first.
+    /// Packets that GRO made part of the one before them.
+    pub gro_merged: u64,
+    /// Packets that came through `netif_rx`: from devices without NAPI, and those sent to groups and to all that this host
+    /// hears itself.
+    pub netif_rx: u64,
+    /// Packets made of one that came: copies for packet sockets, raw sockets and the further sockets of a broadcast, and parts of
+    /// super-datagrams.
     pub cloned: u64,
     /// Packets put into sockets' queues.
     pub queued: u64,
-    /// Packets that the kernel itself was the end of: ARP and ICMP.
+    /// Packets that the kernel itself was the end of: ARP, ICMP and IGMP, segments of connections, and what only raw sockets
+    /// had a use for.
     pub consumed: u64,
+    /// Packets for other hosts that were sent on.
+    pub forwarded: u64,
+    /// Frames that bridges have passed on.
+    pub bridged: u64,
+    /// Packets that became part of another: fragments behind the first.
+    pub merged: u64,
+    /// Fragments that wait for others at present.
+    pub reassembling: u64,
     /// What went well.
     pub snmp: Snmp,
-    rx_drops: [u64; RxDrop::ALL.len()],
-    tx_drops: [u64; TxDrop::ALL.len()],
+    /// Of the neighbour cache.
+    pub neigh: NeighStatistics,
+    rx_drops: Drops<{ RxDrop::ALL.len() }>,
+    tx_drops: Drops<{ TxDrop::ALL.len() }>,
 }
 
 impl KernelStats {
@@ -274,10 +538,17 @@ impl KernelStats {
             cpus,
             tx_queues,
             rx_packets: counters.rx_packets,
+            gro_merged: counters.gro_merged,
+            netif_rx: counters.netif_rx,
             cloned: counters.cloned,
             queued: counters.queued,
             consumed: counters.consumed,
+            forwarded: counters.forwarded,
+            bridged: counters.bridged,
+            merged: counters.merged,
+            reassembling: counters.reassembling,
             snmp: counters.snmp,
+            neigh: NeighStatistics::default(),
             rx_drops: counters.rx_drops,
             tx_drops: counters.tx_drops,
         }
@@ -315,9 +586,14 @@ impl KernelStats {
         let mut sum = CpuStats::default();
         for cpu in &self.cpus {
             sum.processed += cpu.processed;
+            sum.dropped += cpu.dropped;
             sum.time_squeeze += cpu.time_squeeze;
             sum.net_rx_actions += cpu.net_rx_actions;
             sum.net_tx_actions += cpu.net_tx_actions;
+            sum.timer_softirqs += cpu.timer_softirqs;
+            sum.received_rps += cpu.received_rps;
+            sum.busy_poll_rx_packets += cpu.busy_poll_rx_packets;
+            sum.napi_threaded_polls += cpu.napi_threaded_polls;
             sum.ksoftirqd_runs += cpu.ksoftirqd_runs;
         }
         sum
@@ -338,13 +614,13 @@ impl KernelStats {
     /// Received packets dropped, for all reasons.
     #[must_use]
     pub fn rx_dropped(&self) -> u64 {
-        self.rx_drops.iter().sum()
+        self.rx_drops.0.iter().sum()
     }
 
     /// Packets not sent, for all reasons.
     #[must_use]
     pub fn tx_dropped(&self) -> u64 {
-        self.tx_drops.iter().sum()
+        self.tx_drops.0.iter().sum()
     }
 
     /// Drops by reason, received packets first; those that did not happen too.
@@ -357,8 +633,10 @@ impl KernelStats {
     /// Packets that came in, and where they ended: the two are equal whenever the kernel is idle.
     #[must_use]
     pub fn rx_balance(&self) -> (u64, u64) {
-        let came = self.rx_packets + self.cloned;
-        (came, self.queued + self.consumed + self.rx_dropped())
+        let came = self.rx_packets + self.netif_rx + self.cloned;
+        let ended = self.queued + self.consumed + self.forwarded + self.bridged;
+        let merged = self.merged + self.reassembling + self.gro_merged;
+        (came, ended + merged + self.rx_dropped())
     }
 }
 

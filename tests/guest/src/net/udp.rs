@@ -10,15 +10,15 @@ use std::net::SocketAddrV4;
 use super::checksum::{
     CSUM_MANGLED_0, csum_fold, csum_fold_raw, csum_good, csum_partial, csum_tcpudp_nofold,
 };
-use super::icmp::{ICMP_DEST_UNREACH, ICMP_PORT_UNREACH};
+use super::icmp::{ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, IcmpError};
 use super::ip_input::{IPHDR_LEN, Iphdr};
 use super::ip_output::Flow;
-use super::route::RtType;
-use super::skbuff::{IpSummed, MAX_HEADER, SkBuff, Skb};
+use super::netdevice::NETIF_F_HW_CSUM;
+use super::route::Rtable;
+use super::skbuff::{IpSummed, SkBuff, Skb};
 use super::stats::RxDrop;
-use super::{Errno, Kernel, Machine};
+use super::{Errno, Kernel, Machine, Received};
 use crate::transport::Transport;
-use crate::virtio_net::features as f;
 use crate::virtio_net::gso::{SKB_GSO_UDP_L4, UDP_MAX_SEGMENTS};
 
 pub(super) const IPPROTO_UDP: u8 = 17;
@@ -26,24 +26,34 @@ pub(super) const IPPROTO_UDP: u8 = 17;
 pub(crate) const UDPHDR_LEN: usize = 8;
 /// Where the checksum is in it.
 const CHECK: usize = 6;
+/// Bytes of a datagram up to which Linux sums on arrival in any case.
+const CHECKSUM_BREAK: usize = 76;
 
 /// Source port of a datagram, from its header on.
 #[inline]
-pub(super) fn source_port(skb: &SkBuff) -> u16 {
+fn source_port(skb: &SkBuff) -> u16 {
     skb.data()
         .first_chunk::<2>()
         .map_or(0, |port| u16::from_be_bytes(*port))
 }
 
-/// Whether the checksum is good (`__udp4_lib_checksum_complete`).
-fn checksum_complete(skb: &SkBuff) -> bool {
-    let pseudo = csum_tcpudp_nofold(skb.ip.saddr, skb.ip.daddr, skb.len(), IPPROTO_UDP);
+/// Whether the transport's checksum is good (`__udp4_lib_checksum_complete`, `tcp_checksum_complete`).
+pub(super) fn checksum_complete(skb: &SkBuff) -> bool {
+    let pseudo = csum_tcpudp_nofold(skb.ip.saddr, skb.ip.daddr, skb.len(), skb.ip.protocol);
     csum_good(csum_partial(skb.data(), pseudo))
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
-    pub(super) fn udp_rcv(&mut self, mut skb: Skb) {
+    pub(super) fn udp_rcv(&mut self, skb: Skb) {
+        let _stage = self.stage("udp_rcv");
+        self.__udp4_lib_rcv(skb);
+    }
+
+    /// To the socket that fits, or all that do.
+    #[inline]
+    fn __udp4_lib_rcv(&mut self, mut skb: Skb) {
+        let _stage = self.stage("__udp4_lib_rcv");
         let Some(uh) = skb.data().first_chunk::<UDPHDR_LEN>() else {
             return self.drop_rx(skb, RxDrop::UdpInErrors);
         };
@@ -54,66 +64,129 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         skb.trim(usize::from(ulen));
         // `udp4_csum_init`: none was sent, or the device has looked.
-        if check != 0 && skb.ip_summed == IpSummed::None && !checksum_complete(&skb) {
+        let sound = check == 0 || skb.ip_summed != IpSummed::None || checksum_complete(&skb);
+        let (from, to) = ((skb.ip.saddr, source), (skb.ip.daddr, dest));
+        if skb.rt_type().is_of_many() && (sound || skb.len() > CHECKSUM_BREAK) {
+            return self.__udp4_lib_mcast_deliver(skb, from, to, sound);
+        }
+        if !sound {
             return self.drop_rx(skb, RxDrop::UdpInCsumErrors);
         }
-        if skb.gso_size != 0 {
-            return self.udp_rcv_gso(skb, source, dest);
-        }
-        self.__udp4_lib_rcv(skb, source, dest);
-    }
-
-    /// To the socket that fits, or all that do.
-    #[inline(always)] // for each datagram; its other callers are rare
-    pub(super) fn __udp4_lib_rcv(&mut self, skb: Skb, source: u16, dest: u16) {
-        if skb.rt_type == RtType::Broadcast {
-            return self.__udp4_lib_mcast_deliver(skb, source, dest);
-        }
-        let (from, to) = ((skb.ip.saddr, source), (skb.ip.daddr, dest));
-        match self.udp_table.lookup(from, to) {
-            Some(at) => self.sock_queue_rcv_skb(at, skb, RxDrop::UdpRcvbufErrors),
+        match self.__udp4_lib_lookup(from, to) {
+            Some(at) => self.udp_unicast_rcv_skb(at, skb),
             None => {
-                self.icmp_send(&skb, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH);
+                self.icmp_send(&skb, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, 0);
                 self.drop_rx(skb, RxDrop::UdpNoPorts);
             }
         }
     }
 
-    /// A datagram for all sockets that fit: the last one gets it, the others a copy.
-    fn __udp4_lib_mcast_deliver(&mut self, skb: Skb, source: u16, dest: u16) {
-        let (from, to) = ((skb.ip.saddr, source), (skb.ip.daddr, dest));
+    #[inline]
+    fn __udp4_lib_lookup(&self, from: (u32, u16), to: (u32, u16)) -> Option<usize> {
+        let _stage = self.stage("__udp4_lib_lookup");
+        let found = self.udp_table.lookup(from, to);
+        self.changed("sk", || {
+            found.map_or("none".into(), |at| format!("socket {at}"))
+        });
+        found
+    }
+
+    /// A datagram for all sockets that fit: the last one gets it, the others a copy. If its checksum is not `sound`, it is
+    /// wrong for each of them.
+    fn __udp4_lib_mcast_deliver(
+        &mut self,
+        skb: Skb,
+        from: (u32, u16),
+        to: (u32, u16),
+        sound: bool,
+    ) {
+        let _stage = self.stage("__udp4_lib_mcast_deliver");
+        let queue = |kernel: &mut Self, at, skb| {
+            if sound {
+                kernel.udp_queue_rcv_skb(at, skb);
+            } else {
+                kernel.drop_rx(skb, RxDrop::UdpInCsumErrors);
+            }
+        };
         let (mut previous, mut nth) = (None, 0);
         while let Some((at, next)) = self.udp_table.next_match(nth, from, to) {
             nth = next;
+            if !self.ip_mc_sf_allow(at, &skb) {
+                continue;
+            }
             if let Some(earlier) = previous.replace(at) {
                 let copy = self.skb_cache.clone_skb(&skb);
                 self.counters.cloned += 1;
-                self.sock_queue_rcv_skb(earlier, copy, RxDrop::UdpRcvbufErrors);
+                queue(self, earlier, copy);
             }
         }
         match previous {
-            Some(at) => self.sock_queue_rcv_skb(at, skb, RxDrop::UdpRcvbufErrors),
+            Some(at) => queue(self, at, skb),
             // Nobody is told: everybody would be.
             None => self.drop_rx(skb, RxDrop::UdpIgnoredMulti),
         }
     }
 
-    /// A datagram of ours was not delivered (`__udp4_lib_err`): a connected socket is told.
-    pub(super) fn udp_err(&mut self, iph: &Iphdr, quoted: &[u8], error: Errno) {
-        let Some(uh) = quoted.first_chunk::<UDPHDR_LEN>() else {
-            return;
-        };
-        let (source, dest) = (
-            u16::from_be_bytes([uh[0], uh[1]]),
-            u16::from_be_bytes([uh[2], uh[3]]),
-        );
+    #[inline]
+    fn udp_unicast_rcv_skb(&mut self, at: usize, skb: Skb) {
+        let _stage = self.stage("udp_unicast_rcv_skb");
+        self.udp_queue_rcv_skb(at, skb);
+    }
+
+    /// To a socket, in its parts if it stands for several and the socket did not ask for such.
+    #[inline(always)] // for each datagram; its other callers are rare
+    fn udp_queue_rcv_skb(&mut self, at: usize, skb: Skb) {
+        let _stage = self.stage("udp_queue_rcv_skb");
+        if skb.gso_size != 0 {
+            return self.udp_queue_rcv_gso_skb(at, skb);
+        }
+        self.udp_queue_rcv_one_skb(at, skb);
+    }
+
+    #[inline(always)] // for each datagram; its other callers are rare
+    pub(super) fn udp_queue_rcv_one_skb(&mut self, at: usize, skb: Skb) {
+        let _stage = self.stage("udp_queue_rcv_one_skb");
+        self.__udp_enqueue_schedule_skb(at, skb);
+    }
+
+    #[inline(always)] // for each datagram; its other callers are rare
+    fn __udp_enqueue_schedule_skb(&mut self, at: usize, skb: Skb) {
+        let _stage = self.stage("__udp_enqueue_schedule_skb");
+        self.sock_queue_rcv_skb(at, skb, RxDrop::UdpRcvbufErrors);
+    }
+
+    #[inline(always)] // for each datagram; its other caller is rare
+    pub(super) fn udp_recvmsg(
+        &mut self,
+        at: usize,
+        buf: &mut [u8],
+        peek: bool,
+    ) -> Result<Received, Errno> {
+        let _stage = self.stage("udp_recvmsg");
+        let receiving = self.stage("__skb_recv_udp");
+        if peek {
+            let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+            let skb = sk.sk_receive_queue.front().ok_or(Errno::EAGAIN)?;
+            drop(receiving);
+            return Ok(Received::copy(skb, UDPHDR_LEN, source_port(skb), buf));
+        }
+        let skb = self.sock_dequeue_skb(at)?;
+        drop(receiving);
+        self.counters.snmp.udp_in_datagrams += 1;
+        let received = Received::copy(&skb, UDPHDR_LEN, source_port(&skb), buf);
+        self.skb_cache.put(skb);
+        Ok(received)
+    }
+
+    /// A datagram of ours was not delivered (`__udp4_lib_err`): its socket may want to know.
+    pub(super) fn udp_err(&mut self, iph: &Iphdr, quoted: &[u8], error: IcmpError) {
+        let _stage = self.stage("udp_err");
+        let half = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
         // It went the other way.
-        let (from, to) = ((iph.daddr, dest), (iph.saddr, source));
-        let found = self.udp_table.lookup(from, to);
-        if let Some(sk) = found.and_then(|at| self.socks.get_mut(at))
-            && sk.inet_dport != 0
-        {
-            sk.sk_err = Some(error);
+        let (from, to) = ((iph.daddr, half(2)), (iph.saddr, half(0)));
+        match self.udp_table.lookup(from, to) {
+            Some(at) => self.sock_icmp_error(at, iph.daddr, error),
+            None => self.counters.snmp.icmp_in_errors += 1,
         }
     }
 
@@ -124,6 +197,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         to: Option<SocketAddrV4>,
         gso_size: u16,
     ) -> Result<usize, Errno> {
+        let _stage = self.stage("udp_sendmsg");
         if IPHDR_LEN + UDPHDR_LEN + data.len() > 0xffff {
             return Err(Errno::EMSGSIZE);
         }
@@ -136,57 +210,76 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if dport == 0 {
             return Err(Errno::EINVAL);
         }
-        let rt = self.ip_route_output_unicast(daddr)?;
-        if IPHDR_LEN + UDPHDR_LEN + mss > self.mtu() {
+        let rt = self.ip_route_output_sk(at, daddr)?;
+        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
+        if gso_size != 0 && IPHDR_LEN + UDPHDR_LEN + mss > self.ip_sk_mtu(pmtudisc, &rt) {
             return Err(Errno::EMSGSIZE);
         }
+        let df = self.ip_dont_fragment(pmtudisc, &rt, IPHDR_LEN + UDPHDR_LEN + mss)?;
         if data.len() > mss * UDP_MAX_SEGMENTS {
             return Err(Errno::EINVAL);
         }
-        let (sk, sport) = self.sock_alloc_send(at)?;
-        // `ip_make_skb`.
-        let mut skb = self.skb_cache.alloc(MAX_HEADER, data.len());
-        skb.put(data.len()).copy_from_slice(data);
-        self.skb_set_owner_w(&mut skb, sk);
+        let (sk, sport, tos) = self.sock_alloc_send(at)?;
+        let flow = Flow {
+            saddr: self.source(at, &rt),
+            daddr,
+            protocol: IPPROTO_UDP,
+            tos,
+            df,
+            id: self.ip_select_ident(),
+        };
+        let mut skb = self.ip_make_skb(UDPHDR_LEN, data, &flow, Some(sk));
+        self.ip_select_ttl(&rt, &mut skb);
         if data.len() > mss {
             (skb.gso_size, skb.gso_type) = (gso_size, SKB_GSO_UDP_L4);
             skb.gso_segs = data.len().div_ceil(mss) as u16;
         }
-        let flow = Flow {
-            daddr,
-            protocol: IPPROTO_UDP,
-            tos: 0,
-            df: true,
-            id: self.ip_select_ident(),
-        };
-        self.udp_send_header(&mut skb, sport, dport, daddr);
-        self.counters.snmp.udp_out_datagrams += 1;
-        self.ip_send_skb(skb, rt, &flow);
+        self.udp_send_skb(skb, rt, (sport, dport), &flow)?;
         Ok(data.len())
     }
 
-    /// Writes the header; the checksum is the device's to finish where it can (`udp_send_skb`).
+    /// Writes the header; the checksum is the device's to finish where it can.
     #[inline]
-    fn udp_send_header(&self, skb: &mut SkBuff, sport: u16, dport: u16, daddr: u32) {
-        let len = skb.len() + UDPHDR_LEN;
-        let uh = skb.push::<UDPHDR_LEN>();
+    fn udp_send_skb(
+        &mut self,
+        mut skb: Skb,
+        rt: Rtable,
+        (sport, dport): (u16, u16),
+        flow: &Flow,
+    ) -> Result<(), Errno> {
+        let _stage = self.stage("udp_send_skb");
+        let start = skb.transport_header;
+        let len = skb.len() - IPHDR_LEN;
+        let uh = &mut skb.data_mut()[IPHDR_LEN..];
         uh[..2].copy_from_slice(&sport.to_be_bytes());
         uh[2..4].copy_from_slice(&dport.to_be_bytes());
         uh[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-        uh[CHECK..].fill(0);
-        let pseudo = csum_tcpudp_nofold(self.fib.local_addr(), daddr, len, IPPROTO_UDP);
-        let check = if self.dev.features() & f::CSUM != 0 || skb.gso_size != 0 {
+        uh[CHECK..UDPHDR_LEN].fill(0);
+        let pseudo = csum_tcpudp_nofold(flow.saddr, flow.daddr, len, IPPROTO_UDP);
+        let offloads = self.netdevs[rt.dev].features & NETIF_F_HW_CSUM != 0;
+        // No device sums over fragments.
+        let whole = skb.len() <= self.dst_mtu(&rt);
+        let check = if offloads && whole || skb.gso_size != 0 {
             // `udp4_hwcsum`
             skb.ip_summed = IpSummed::Partial;
-            skb.csum_start = skb.headroom();
+            skb.csum_start = start;
             skb.csum_offset = CHECK as u16;
             csum_fold_raw(pseudo).to_ne_bytes()
         } else {
-            match csum_fold(csum_partial(skb.data(), pseudo)) {
+            match csum_fold(csum_partial(&skb.data()[IPHDR_LEN..], pseudo)) {
                 [0, 0] => CSUM_MANGLED_0,
                 check => check,
             }
         };
-        skb.data_mut()[CHECK..UDPHDR_LEN].copy_from_slice(&check);
+        skb.data_mut()[IPHDR_LEN..][CHECK..UDPHDR_LEN].copy_from_slice(&check);
+        self.changed("udphdr", || {
+            format!(
+                "{sport} to {dport}, {len} bytes, checksum {:?}",
+                skb.ip_summed
+            )
+        });
+        self.ip_send_skb(skb, rt)?;
+        self.counters.snmp.udp_out_datagrams += 1;
+        Ok(())
     }
 }

@@ -1,12 +1,11 @@
 //! Transmit packet steering: which transmit queue a packet takes (Linux: `net/core/dev.c`,
-//! `get_xps_queue`; the hash: `net/core/flow_dissector.c`).
+//! `get_xps_queue`).
 //!
 //! In: the CPU that sends, and the packet. Out: the queue that the driver gave this CPU; where it gave
 //! several, the packet's flow decides, so that a flow keeps its order.
 
-use super::eth::{ETH_HLEN, ETH_P_IP};
+use super::flow_dissector::skb_get_hash;
 use super::skbuff::SkBuff;
-use super::udp::IPPROTO_UDP;
 
 /// The transmit queues of each CPU (`struct xps_dev_maps`).
 #[derive(Debug, Default)]
@@ -51,40 +50,15 @@ pub(crate) fn stripe(cpus: usize, pairs: usize) -> Vec<Vec<usize>> {
 
 /// A hash as an index below `len`, by its high bits.
 #[inline]
-fn reciprocal_scale(hash: u32, len: usize) -> usize {
+pub(super) fn reciprocal_scale(hash: u32, len: usize) -> usize {
     ((u64::from(hash) * len as u64) >> 32) as usize
-}
-
-/// A hash of the flow that a frame to send belongs to: addresses, and ports where it has any.
-fn skb_get_hash(skb: &SkBuff) -> u32 {
-    if skb.hash != 0 {
-        return skb.hash;
-    }
-    let Some(ip) = skb
-        .data()
-        .get(ETH_HLEN..ETH_HLEN + 24)
-        .filter(|_| skb.protocol == ETH_P_IP)
-    else {
-        return 0;
-    };
-    // Neither options nor fragments are sent: behind 20 bytes are the ports, of what has any.
-    let (addresses, ports) = ip[12..].split_at(8);
-    let ports = if ip[9] == IPPROTO_UDP { ports } else { &[] };
-    let fold = |hash: u64, bytes: &[u8]| {
-        let word = bytes
-            .iter()
-            .fold(0, |word, &byte| word << 8 | u64::from(byte));
-        (hash ^ word)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32)
-    };
-    let hash = fold(fold(u64::from(ip[9]), addresses), ports);
-    (hash ^ (hash >> 32)) as u32
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::eth::ETH_P_IP;
     use super::super::skbuff::SkbCache;
+    use super::super::udp::IPPROTO_UDP;
     use super::*;
 
     #[test]

@@ -196,6 +196,18 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     }
 }
 
+/// Does it again for as long as signals come in between.
+fn uninterrupted<T>(
+    mut call: impl FnMut() -> Result<T, vmm_sys_util::errno::Error>,
+) -> io::Result<T> {
+    loop {
+        match call().map_err(io::Error::from) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 impl Connection {
     /// Speaks over `stream`; replies have to come within `timeout`.
     ///
@@ -228,10 +240,7 @@ impl Connection {
     pub fn send_bytes(&self, bytes: &[u8], fds: &[RawFd]) -> Result<(), MessageError> {
         let (mut rest, mut fds) = (bytes, fds);
         while !rest.is_empty() {
-            let sent = self
-                .stream
-                .send_with_fds(&[rest], fds)
-                .map_err(io::Error::from)?;
+            let sent = uninterrupted(|| self.stream.send_with_fds(&[rest], fds))?;
             if sent == 0 {
                 return Err(MessageError::Closed);
             }
@@ -273,10 +282,7 @@ impl Connection {
     pub fn recv(&self) -> Result<Message, MessageError> {
         let mut head = [0; HEADER];
         // Descriptors come with the first byte.
-        let (first, file) = self
-            .stream
-            .recv_with_fd(&mut head)
-            .map_err(io::Error::from)?;
+        let (first, file) = uninterrupted(|| self.stream.recv_with_fd(&mut head))?;
         if first == 0 {
             return Err(MessageError::Closed);
         }

@@ -143,6 +143,7 @@ pub const SUPPORTED: u64 = CSUM
     | HASH_REPORT
     | GUEST_HDRLEN
     | RSS
+    | RSC_EXT
     | SPEED_DUPLEX
     | INDIRECT_DESC
     | EVENT_IDX
@@ -151,8 +152,9 @@ pub const SUPPORTED: u64 = CSUM
     | IN_ORDER
     | RING_RESET;
 
-/// What it takes unless it is told otherwise: like QEMU's command line, neither packed rings nor order.
-pub const USUAL: u64 = SUPPORTED & !(RING_PACKED | IN_ORDER);
+/// What it takes unless it is told otherwise: like QEMU's command line, neither packed rings nor order; like Linux, no word
+/// of how many segments were coalesced.
+pub const USUAL: u64 = SUPPORTED & !(RING_PACKED | IN_ORDER | RSC_EXT);
 
 /// Each feature needs at least one of the others (virtio 1.3, 5.1.3.1).
 const NEEDS: &[(u64, u64)] = &[
@@ -164,6 +166,7 @@ const NEEDS: &[(u64, u64)] = &[
     (HOST_TSO4 | HOST_TSO6 | HOST_UFO | HOST_USO, CSUM),
     (HOST_ECN, HOST_TSO4 | HOST_TSO6),
     (RSC_EXT, HOST_TSO4 | HOST_TSO6),
+    (RSC_EXT, GUEST_TSO4 | GUEST_TSO6),
     (
         CTRL_RX
             | CTRL_VLAN

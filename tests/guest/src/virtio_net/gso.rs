@@ -6,9 +6,9 @@
 
 use super::features as f;
 use super::header::{
-    BadHeader, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
-    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
-    VIRTIO_NET_HDR_GSO_UDP_L4, VirtioNetHdr,
+    BadHeader, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4, VirtioNetHdr,
 };
 use crate::net::checksum::{csum_fold_raw, csum_partial};
 
@@ -18,6 +18,8 @@ pub const SKB_GSO_TCPV4: u32 = 1 << 0;
 pub const SKB_GSO_DODGY: u32 = 1 << 1;
 /// TCP with CWR in the first segment only.
 pub const SKB_GSO_TCP_ECN: u32 = 1 << 2;
+/// TCP whose segments all have the same identification in IP's header.
+pub const SKB_GSO_TCP_FIXEDID: u32 = 1 << 3;
 /// TCP over IPv6.
 pub const SKB_GSO_TCPV6: u32 = 1 << 4;
 /// A datagram that becomes IP fragments (UFO).
@@ -95,7 +97,37 @@ impl GsoKind {
     }
 }
 
+/// What a device says of segments that it put together (RSC_EXT); all 0 of a packet that it did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RscInfo {
+    /// Segments of TCP.
+    pub segments: u16,
+    /// Acknowledgements among them that said nothing new.
+    pub dup_acks: u16,
+}
+
 impl VirtioNetHdr {
+    /// Takes what a device says of segments out of the header, where it stands in the place of the checksum, and says where the
+    /// checksum is instead, as the headers in `head`, the frame's first bytes, have it.
+    #[cold]
+    pub(super) fn take_rsc_info(&mut self, head: &[u8]) -> RscInfo {
+        let info = RscInfo {
+            segments: self.csum_start,
+            dup_acks: self.csum_offset,
+        };
+        self.flags &= !VIRTIO_NET_HDR_F_RSC_INFO;
+        // Without headers the checksum is nowhere; the check then finds that out.
+        (self.csum_start, self.csum_offset) = (u16::MAX, 0);
+        if let Some(headers) = Headers::parse(head) {
+            self.csum_start = headers.transport as u16;
+            self.csum_offset = match headers.protocol {
+                IPPROTO_TCP => TCP_CHECK,
+                _ => UDP_CHECK,
+            };
+        }
+        info
+    }
+
     /// Checks what a header says of checksum and segments of a frame of `len` bytes (the checks of
     /// `virtio_net_hdr_to_skb`).
     pub(super) fn check_offloads(&self, len: usize, features: u64) -> Result<(), BadHeader> {
@@ -270,11 +302,21 @@ impl Headers {
 /// pseudo header is put where the checksum is to be. What is returned goes with the frame to
 /// [`super::VirtnetInfo::start_xmit`]; `None` of a frame that is neither.
 pub fn super_frame(frame: &mut [u8], gso_size: u16) -> Option<VirtioNetHdr> {
+    leave_to_device(frame, gso_size, SKB_GSO_UDP_L4)
+}
+
+/// The same, but UDP is a datagram that the device sends as fragments of IP with `gso_size` bytes each, UDP's header
+/// among them (UFO).
+pub fn ufo_frame(frame: &mut [u8], gso_size: u16) -> Option<VirtioNetHdr> {
+    leave_to_device(frame, gso_size, SKB_GSO_UDP)
+}
+
+fn leave_to_device(frame: &mut [u8], gso_size: u16, of_udp: u32) -> Option<VirtioNetHdr> {
     let headers = Headers::parse(frame)?;
     let (offset, gso_type) = match (headers.protocol, headers.is_v6) {
         (IPPROTO_TCP, false) => (TCP_CHECK, SKB_GSO_TCPV4),
         (IPPROTO_TCP, true) => (TCP_CHECK, SKB_GSO_TCPV6),
-        _ => (UDP_CHECK, SKB_GSO_UDP_L4),
+        _ => (UDP_CHECK, of_udp),
     };
     let ecn = match headers.protocol {
         IPPROTO_TCP if frame[headers.transport + TCP_FLAGS] & TCP_FLAG_CWR != 0 => SKB_GSO_TCP_ECN,
@@ -291,7 +333,10 @@ pub fn super_frame(frame: &mut [u8], gso_size: u16) -> Option<VirtioNetHdr> {
     let at = headers.transport + usize::from(offset);
     frame[at..at + 2].copy_from_slice(&csum_fold_raw(sum).to_ne_bytes());
     let hdr = VirtioNetHdr::needs_csum(headers.transport as u16, offset);
-    let payload = frame.len() - headers.end;
+    let payload = match gso_type {
+        SKB_GSO_UDP => frame.len() - headers.transport,
+        _ => frame.len() - headers.end,
+    };
     if payload <= usize::from(gso_size) {
         return Some(hdr);
     }

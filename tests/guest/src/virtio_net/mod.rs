@@ -279,7 +279,9 @@ impl<T: Transport> VirtnetInfo<T> {
         }
         if features & f::CTRL_VQ != 0 {
             let many = features & (f::MQ | f::RSS) != 0;
-            let index = if many { 2 * self.max_queue_pairs } else { 2 };
+            let pairs = if many { self.max_queue_pairs } else { 1 };
+            // A device with as many pairs as there can be has no index left for it.
+            let index = pairs.checked_mul(2).ok_or(ProbeError::MaxPairs(pairs))?;
             let cvq = ControlQueue::new(&memory, index, CTRL_QUEUE_SIZE, ring)?;
             self.transport.setup_queue(&queue_config(index, &cvq.vq))?;
             self.cvq = Some(cvq);
@@ -288,7 +290,7 @@ impl<T: Transport> VirtnetInfo<T> {
     }
 
     /// The longest packet that goes into a buffer.
-    fn mtu(&self) -> u16 {
+    pub(crate) fn mtu(&self) -> u16 {
         self.config.mtu.unwrap_or(ETH_DATA_LEN)
     }
 

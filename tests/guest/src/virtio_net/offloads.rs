@@ -6,7 +6,8 @@
 
 use super::ctrl::CtrlError;
 use super::{VirtnetInfo, features as f};
-use crate::net::{Errno, Kernel, Machine};
+use crate::net::netdevice::NETIF_F_GSO_UDP_L4;
+use crate::net::{Errno, Ifindex, Kernel, Machine};
 use crate::transport::Transport;
 
 /// Receive offloads that a driver can choose among.
@@ -61,7 +62,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if on && self.dev.features() & f::HOST_USO == 0 {
             return Err(Errno::EOPNOTSUPP);
         }
-        self.tx_udp_segmentation = on;
+        let features = &mut self.netdevs[Ifindex::ETH0].features;
+        *features &= !NETIF_F_GSO_UDP_L4;
+        if on {
+            *features |= NETIF_F_GSO_UDP_L4;
+        }
         Ok(())
     }
 }

@@ -173,5 +173,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         in_flight.resize_with(usize::from(size), || None);
         self.txq[pair].in_flight = in_flight;
+        self.netdev_tx_reset_queue(pair);
     }
 }

@@ -10,8 +10,11 @@ use std::sync::Arc;
 
 use super::coalesce::{IntrCoal, RxDim};
 use super::features as f;
-use super::gso::{MAX_HEADERS, SkbSharedInfo};
-use super::header::{MAX_HDR_LEN, USUAL_HDR_LEN, VIRTIO_NET_HDR_GSO_NONE, VirtioNetHdr};
+use super::gso::{MAX_HEADERS, RscInfo, SkbSharedInfo};
+use super::header::{
+    BadHeader, MAX_HDR_LEN, USUAL_HDR_LEN, VIRTIO_NET_HDR_F_RSC_INFO, VIRTIO_NET_HDR_GSO_NONE,
+    VirtioNetHdr,
+};
 use super::stats::RxStats;
 use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions, either};
@@ -81,9 +84,27 @@ pub struct RxFrame<'a> {
     /// What is in further buffers.
     rest: &'a [Piece],
     len: usize,
+    /// What the device says that it put together to make it.
+    pub rsc: RscInfo,
 }
 
 impl RxFrame<'_> {
+    /// Checks its header, which it may have to understand first.
+    #[inline]
+    fn check(&mut self, features: u64) -> Result<(), BadHeader> {
+        if self.hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO != 0 && features & f::RSC_EXT != 0 {
+            self.take_rsc_info();
+        }
+        self.hdr.check(self.len, features)
+    }
+
+    #[cold]
+    fn take_rsc_info(&mut self) {
+        let mut head = [0; MAX_HEADERS];
+        let len = self.copy_to(&mut head);
+        self.rsc = self.hdr.take_rsc_info(&head[..len]);
+    }
+
     /// Bytes of the frame, without the virtio header.
     #[inline]
     #[must_use]
@@ -327,7 +348,15 @@ impl ReceiveQueue {
             rest = &self.rest;
             len += rest.iter().map(|piece| piece.len).sum::<usize>();
         }
-        if let Err(error) = hdr.check(len, self.features) {
+        let mut frame = RxFrame {
+            hdr,
+            pool: &self.pool,
+            first,
+            rest,
+            len,
+            rsc: RscInfo::default(),
+        };
+        if let Err(error) = frame.check(self.features) {
             log::debug!("{error}");
             self.stats.drops += 1;
             self.stats.frame_errors += 1;
@@ -335,13 +364,7 @@ impl ReceiveQueue {
         }
         self.stats.packets += 1;
         self.stats.bytes += len as u64;
-        Ok(Taken::Frame(deliver(RxFrame {
-            hdr,
-            pool: &self.pool,
-            first,
-            rest,
-            len,
-        })))
+        Ok(Taken::Frame(deliver(frame)))
     }
 
     #[inline(always)] // on the way of each packet; called once

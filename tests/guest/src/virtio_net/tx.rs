@@ -205,9 +205,14 @@ impl SendQueue {
     /// Publishes added frames and kicks if the device wants it.
     pub fn kick(&mut self, transport: &impl Transport) {
         if self.vq.kick_prepare() {
-            transport.kick(self.index);
-            self.stats.kicks += 1;
+            self.notify(transport);
         }
+    }
+
+    /// Kicks the device (`virtqueue_notify`).
+    pub(crate) fn notify(&mut self, transport: &impl Transport) {
+        transport.kick(self.index);
+        self.stats.kicks += 1;
     }
 
     /// Takes back what the device has sent (`free_old_xmit`); how many frames.

@@ -426,6 +426,14 @@ impl Default for Setup {
 
 impl Setup {
     pub fn boot(self) -> (Guest, Rc<World>) {
+        self.boot_on(Rc::clone)
+    }
+
+    /// The same with a machine that is made of the world.
+    pub fn boot_on<M: Machine>(
+        self,
+        machine: impl FnOnce(&Rc<World>) -> M,
+    ) -> (Kernel<Nic, M>, Rc<World>) {
         let many = if self.pairs > 1 {
             f::MQ | f::CTRL_VQ
         } else {
@@ -442,7 +450,7 @@ impl Setup {
         }
         .with(f::RING_PACKED | f::IN_ORDER);
         let dev = VirtnetInfo::probe(Nic(Rc::clone(&world)), &options).unwrap();
-        (Kernel::new(dev, Rc::clone(&world), self.config), world)
+        (Kernel::new(dev, machine(&world), self.config), world)
     }
 }
 

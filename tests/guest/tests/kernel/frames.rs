@@ -1,6 +1,7 @@
 //! Any frame whatever: it ends in one counter, and nothing panics.
 
-use nic_guest::net::stats::RxDrop;
+use nic_guest::net::{Fd, Ifindex, Protocol, SockType};
+use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use proptest::prelude::*;
 
@@ -8,9 +9,16 @@ use crate::common::packets::{
     OURS, arp_reply, arp_request, echo_reply, echo_request, ethernet, icmp, ip, ip_with, udp,
     udp_to,
 };
-use crate::common::world::{Guest, MAC, World, assert_balanced, boot, settle};
+use crate::common::world::{FEATURES, Guest, MAC, Setup, World, assert_balanced, boot, settle};
+use crate::devices::dummy0;
+use crate::tcp::{listener, segment};
+use crate::vlan::tagged;
 use crate::{PORT, peer, udp_socket};
-use nic_guest::net::{Fd, Protocol, SockType};
+
+/// VLANs of a router.
+const VLANS: [u16; 3] = [100, 10, 20];
+/// A group that a socket is in.
+const GROUP: [u8; 4] = [239, 1, 2, 3];
 
 /// Good frames of every kind that the stack knows.
 fn seeds() -> Vec<Vec<u8>> {
@@ -28,11 +36,56 @@ fn seeds() -> Vec<Vec<u8>> {
         echo_request(1, 2, b"ping"),
         echo_reply(32_768, 2, b"pong"),
         icmp(&Icmpv4Type::DestinationUnreachable(unreachable), quoted),
+        udp_to(MAC, [192, 168, 9, 2], PORT, b"beyond"),
+        udp_to(MAC, [198, 51, 100, 7], PORT, b"nowhere"),
+        udp_to([2, 9, 9, 9, 9, 9], [10, 9, 0, 3], PORT, &[1; 400]),
         arp_request(OURS),
         arp_reply([10, 77, 0, 1]),
-        ip(6, &[0; 40]),
+        ip(99, &[0; 40]),
+        segment(|th| th.syn = true, b""),
+        segment(|th| (th.ack, th.source_port) = (true, 9001), b"data"),
         ip_with(fragment, &[0; 16]),
         ethernet(MAC, 0x86dd),
+    ]
+}
+
+/// Frames for what is seldom used: fragments that belong together, options, groups, a path that is narrow.
+fn rare_seeds() -> Vec<Vec<u8>> {
+    use etherparse::{Icmpv4Type, IpNumber, Ipv4Header};
+    let header = |len: usize, protocol, to| {
+        let header = Ipv4Header::new(len as u16, 64, IpNumber(protocol), [10, 77, 0, 1], to);
+        header.unwrap()
+    };
+    let part = |offset: u16, more, len| {
+        let fragment = Ipv4Header {
+            dont_fragment: false,
+            more_fragments: more,
+            fragment_offset: offset.try_into().unwrap(),
+            ..header(len, 17, OURS)
+        };
+        ip_with(fragment, &vec![1; len])
+    };
+    let with_options = |options: &[u8]| {
+        let mut header = header(8, 1, OURS);
+        header.options = options.try_into().unwrap();
+        header.total_len += options.len() as u16;
+        ip_with(header, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0])
+    };
+    let narrow =
+        etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 600 };
+    let quoted = &udp_to(MAC, OURS, 9, b"quoted")[14..];
+    let query = [0x11, 20, 0xee, 0xeb, 0, 0, 0, 0];
+    vec![
+        part(2, true, 16),
+        part(4, false, 9),
+        part(1, true, 16),
+        with_options(&[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        with_options(&[68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        with_options(&[68, 12, 5, 3, 10, 77, 0, 2, 0, 0, 0, 0]),
+        ip_with(header(8, 2, [224, 0, 0, 1]), &query),
+        ip_with(header(8, 2, GROUP), &[0x16, 0, 0xfa, 0xfd, 239, 1, 2, 3]),
+        udp_to(MAC, GROUP, PORT, b"group"),
+        icmp(&Icmpv4Type::DestinationUnreachable(narrow), quoted),
     ]
 }
 
@@ -46,17 +99,64 @@ fn guest() -> (Guest, std::rc::Rc<World>, [Fd; 3]) {
     kernel
         .sendto(ping, &[8, 0, 0, 0, 0, 0, 0, 0], Some(peer(0)))
         .unwrap();
+    kernel.set_udp_gro(bound, true).unwrap();
+    listener(&mut kernel, PORT, 2);
     (kernel, world, [bound, connected, ping])
 }
 
+/// A router with a VLAN, a bridge between two others, or between eth0 and a dummy, and a tap.
+fn router(eth0_is_port: bool) -> (Guest, std::rc::Rc<World>, [Fd; 3]) {
+    let mut setup = Setup {
+        features: FEATURES | f::GUEST_TSO4 | f::GUEST_USO4,
+        ..Setup::default()
+    };
+    setup.config.ip_forward = true;
+    let (mut kernel, world) = setup.boot();
+    let dummy = dummy0(&mut kernel);
+    let br = kernel.br_add_bridge("br0").unwrap();
+    kernel.inet_addr_add(br, [10, 9, 0, 2].into(), 24).unwrap();
+    for vlan_id in VLANS {
+        let name = format!("eth0.{vlan_id}");
+        let vlan = kernel.vlan_add(&name, Ifindex::ETH0, vlan_id).unwrap();
+        let addr = [10, vlan_id as u8, 0, 2].into();
+        kernel.inet_addr_add(vlan, addr, 24).unwrap();
+        if vlan_id != VLANS[0] {
+            kernel.br_add_if(br, vlan).unwrap();
+        }
+    }
+    if eth0_is_port {
+        kernel.br_add_if(br, Ifindex::ETH0).unwrap();
+        kernel.br_add_if(br, dummy).unwrap();
+    }
+    let bound = udp_socket(&mut kernel, PORT);
+    let other = udp_socket(&mut kernel, 7001);
+    let tap = kernel.packet_socket(None).unwrap();
+    (kernel, world, [bound, other, tap])
+}
+
 fn take_in(frames: &[(VirtioNetHdr, Vec<u8>)]) {
-    let (mut kernel, world, sockets) = guest();
+    for (kernel, world, sockets) in [guest(), router(false), router(true)] {
+        take_in_by(kernel, &world, sockets, frames);
+    }
+}
+
+fn take_in_by(
+    mut kernel: Guest,
+    world: &World,
+    [bound, connected, ping]: [Fd; 3],
+    frames: &[(VirtioNetHdr, Vec<u8>)],
+) {
+    let raw = kernel.socket(SockType::Raw, Protocol::Raw(17)).unwrap();
+    let eth0 = Some(Ifindex::ETH0);
+    kernel.ip_mc_join_group(bound, GROUP.into(), eth0).unwrap();
+    let sockets = [bound, connected, ping, raw];
     let mut buf = [0; 100];
     for (hdr, frame) in frames {
         world.schedule_with(0, 0, *hdr, frame);
         settle(&mut kernel);
         for fd in sockets {
             let _ = kernel.recvfrom(fd, &mut buf);
+            let _ = kernel.packet_recvmsg(fd, &mut buf);
         }
     }
     assert_balanced(&kernel);
@@ -76,9 +176,16 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         1 => any::<usize>().prop_map(Change::Cut),
         1 => (0..200usize).prop_map(Change::Grow),
     ];
-    let count = seeds().len();
-    (0..count, prop::collection::vec(change, 0..5)).prop_map(|(seed, changes)| {
-        let mut frame = seeds().swap_remove(seed);
+    let all = [seeds(), rare_seeds()].concat();
+    let tags = prop::collection::vec((0..4usize, any::<bool>()), 0..3);
+    let changes = prop::collection::vec(change, 0..5);
+    (0..all.len(), tags, changes).prop_map(move |(seed, tags, changes)| {
+        let mut frame = all[seed].clone();
+        for (vlan, priority) in tags {
+            let vlan_id = VLANS.get(vlan).copied().unwrap_or(0);
+            let tci = vlan_id | u16::from(priority) << 13;
+            frame = tagged(&frame, &[(0x8100, tci)]);
+        }
         for change in changes {
             match change {
                 // Mostly in the headers.
@@ -110,7 +217,14 @@ fn mended(mut frame: Vec<u8>) -> Vec<u8> {
         let check = sum(&frame[14..14 + hdr_len]);
         frame[24..26].copy_from_slice(&check);
         let transport = 14 + hdr_len;
-        if frame[23] == 1 && frame.len() >= transport + 4 {
+        if frame[23] == 6 && frame.len() >= transport + 18 {
+            frame[transport + 16..transport + 18].fill(0);
+            let len = (frame.len() - transport) as u16;
+            let pseudo = [&frame[26..34], &[0, 6], &len.to_be_bytes()].concat();
+            let check = sum(&[&pseudo, &frame[transport..]].concat());
+            frame[transport + 16..transport + 18].copy_from_slice(&check);
+        }
+        if matches!(frame[23], 1 | 2) && frame.len() >= transport + 4 {
             frame[transport + 2..transport + 4].fill(0);
             let check = sum(&frame[transport..]);
             frame[transport + 2..transport + 4].copy_from_slice(&check);
@@ -176,12 +290,14 @@ fn frames_of_every_kind_end_where_they_should() {
         dropped,
         [
             ("UnhandledProto", 1),
-            ("IpReasmFails", 1),
+            ("IpOtherHost", 1),
+            ("IpInAddrErrors", 2),
             ("IpInUnknownProtos", 1),
-            ("UdpNoPorts", 1)
+            ("UdpNoPorts", 1),
+            ("TcpFlags", 1),
         ]
     );
-    assert_eq!((stats.queued, stats.consumed), (3, 4));
-    assert_eq!(stats.rx_drop(RxDrop::IpReasmFails), 1);
+    assert_eq!((stats.queued, stats.consumed), (3, 5));
+    assert_eq!(stats.reassembling, 1);
     assert_balanced(&kernel);
 }

@@ -62,12 +62,26 @@ fn bad_messages_are_told_apart() {
     for frame in [&wrong, &short, &unknown] {
         world.receive(frame);
     }
-    // Discarded, but not wrong: a timestamp request.
-    world.receive(&icmp(&raw(13), &[0; 12]));
+    // Discarded, but not wrong: a timestamp that nobody asked for.
+    world.receive(&icmp(&raw(14), &[0; 12]));
     settle(&mut kernel);
     let stats = kernel.stats();
     assert_eq!(stats.rx_drop(RxDrop::IcmpInCsumErrors), 1);
     assert_eq!(stats.rx_drop(RxDrop::IcmpInErrors), 2);
+    assert_eq!(world.take_sent(), []);
+    assert_balanced(&kernel);
+}
+
+#[test]
+fn questions_about_interfaces_are_not_answered_and_not_wrong() {
+    let (mut kernel, world) = known_peer();
+    for icmp_type in [42, 43] {
+        world.receive(&icmp(&raw(icmp_type), &[0; 12]));
+    }
+    settle(&mut kernel);
+    let stats = kernel.stats();
+    assert_eq!(stats.snmp.icmp_in_errors, 0);
+    assert_eq!(stats.rx_drop(RxDrop::PingNoSocket), 1);
     assert_eq!(world.take_sent(), []);
     assert_balanced(&kernel);
 }
@@ -91,7 +105,7 @@ fn a_closed_port_is_unreachable() {
 #[test]
 fn an_unknown_protocol_is_unreachable() {
     let (mut kernel, world) = known_peer();
-    world.receive(&ip(6, &[0; 20]));
+    world.receive(&ip(99, &[0; 20]));
     settle(&mut kernel);
     let (message, quoted) = read_icmp(&world.take_sent()[0].frame);
     let protocol = DestUnreachableHeader::Protocol;

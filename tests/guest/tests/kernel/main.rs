@@ -4,16 +4,37 @@
 mod common;
 
 mod announce;
+mod bridge;
+mod connections;
+mod devices;
 mod dim;
+mod files;
+mod forward;
+mod fragmentation;
+mod fragments;
 mod frames;
+mod gro;
 mod hash;
 mod icmp;
+mod multicast;
 mod napi;
 mod neighbours;
+mod netfilter;
+mod options;
+mod path_mtu;
+mod polling;
+mod procfs;
+mod qdisc;
 mod queues;
+mod raw;
 mod segments;
+mod stages;
+mod steering;
+mod taps;
+mod tcp;
 mod transmit;
 mod udp;
+mod vlan;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 

@@ -1,0 +1,4 @@
+//! See `src/captures.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nic_fuzz::captures::run(data));

@@ -1,0 +1,4 @@
+//! See `src/wire.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nic_fuzz::wire::run(data));

@@ -1,0 +1,30 @@
+//! Options of sockets that say how packets are treated (Linux: `net/core/sock.c`, `net/ipv4/ip_sockglue.c`).
+
+use super::{Errno, Fd, Kernel, Machine};
+use crate::transport::Transport;
+
+/// The priority that each type of service stands for, by its bits 1 to 4 (`ip_tos2prio`): best effort, bulk,
+/// interactive, both.
+const IP_TOS2PRIO: [u32; 16] = [0, 0, 0, 0, 2, 2, 2, 2, 6, 6, 6, 6, 4, 4, 4, 4];
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// Says how urgent what a socket sends is (`SO_PRIORITY`): disciplines with bands go by that.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn set_priority(&mut self, fd: Fd, priority: u32) -> Result<(), Errno> {
+        self.sock_mut(fd)?.sk_priority = priority;
+        Ok(())
+    }
+
+    /// Sets the type of service of what a socket sends, ECN's two bits too, and with it the priority (`IP_TOS`).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn set_tos(&mut self, fd: Fd, tos: u8) -> Result<(), Errno> {
+        let sk = self.sock_mut(fd)?;
+        sk.tos = tos;
+        sk.sk_priority = IP_TOS2PRIO[usize::from(tos >> 1 & 0xf)];
+        Ok(())
+    }
+}
