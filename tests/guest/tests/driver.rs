@@ -335,6 +335,18 @@ fn features_are_masked_or_forced() {
 }
 
 #[test]
+fn a_late_interrupt_of_the_control_queue_ends_no_wait_for_packets() {
+    let mut nic = nic(f::CTRL_VQ | f::MQ);
+    let control = nic.transport.ctrl_index;
+    nic.transport.coming = vec![0, control].into();
+    assert_eq!(nic.wait(Duration::ZERO), 1);
+    assert_eq!(nic.rq[0].stats.interrupts, 1);
+    // A device that does nothing but this keeps nobody.
+    nic.transport.coming = vec![control; 100].into();
+    assert_eq!(nic.wait(Duration::ZERO), 0);
+}
+
+#[test]
 fn memory_comes_back_when_the_device_is_let_go() {
     let mut transport = InProcess::new(CTRL | f::INDIRECT_DESC | f::GUEST_TSO4);
     for _ in 0..100 {

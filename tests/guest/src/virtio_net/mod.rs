@@ -407,16 +407,24 @@ impl<T: Transport> VirtnetInfo<T> {
         rx + tx
     }
 
-    /// Waits for an interrupt of any queue, at most `timeout`, and takes all there are; how many. A
+    /// Waits for an interrupt of any queue for packets, at most `timeout`, and takes all there are; how many. A
     /// config change ends the wait too, and is kept for [`Self::handle_config_change`]; so does a
     /// ring's error, which is counted.
     pub fn wait(&mut self, timeout: Duration) -> u64 {
-        self.transport.wait(timeout);
-        self.config_changed |= self.transport.take_config_change();
-        self.take_control_events();
-        (0..self.rq.len() as u16)
-            .map(|pair| self.take_interrupts(pair))
-            .sum()
+        // The interrupt of the last command may come long after its answer was read. There is one at most: the next
+        // comes after another command.
+        for _ in 0..2 {
+            self.transport.wait(timeout);
+            let commanded = self.take_control_interrupt();
+            let errors = self.take_ring_errors();
+            self.config_changed |= self.transport.take_config_change();
+            let pairs = 0..self.rq.len() as u16;
+            let taken = pairs.map(|pair| self.take_interrupts(pair)).sum();
+            if taken > 0 || errors > 0 || self.config_changed || !commanded {
+                return taken;
+            }
+        }
+        0
     }
 
     /// Takes what wakes a waiter and is no interrupt of a queue for packets; config space that changed
@@ -425,20 +433,28 @@ impl<T: Transport> VirtnetInfo<T> {
     /// # Errors
     /// When the transport cannot.
     pub(crate) fn take_other_events(&mut self) -> Result<bool, TransportError> {
-        self.take_control_events();
+        self.take_control_interrupt();
+        self.take_ring_errors();
         self.handle_config_change()
     }
 
-    /// Interrupts of the control queue, of which nobody waits for one that came, and errors of rings, which
-    /// are counted.
-    fn take_control_events(&mut self) {
-        if let Some(cvq) = &self.cvq {
-            self.transport.take_interrupt(cvq.index());
-        }
+    /// Takes the control queue's interrupts, for none of which anybody waits any more; whether there were any.
+    fn take_control_interrupt(&self) -> bool {
+        let index = self.cvq.as_ref().map(ControlQueue::index);
+        index.is_some_and(|index| self.transport.take_interrupt(index) > 0)
+    }
+
+    /// Counts errors of rings; how many.
+    fn take_ring_errors(&mut self) -> u64 {
+        let mut errors = 0;
         for (rq, sq) in self.rq.iter_mut().zip(&mut self.sq) {
-            rq.stats.ring_errors += self.transport.take_queue_error(rq.index());
-            sq.stats.ring_errors += self.transport.take_queue_error(sq.index());
+            let rx = self.transport.take_queue_error(rq.index());
+            let tx = self.transport.take_queue_error(sq.index());
+            rq.stats.ring_errors += rx;
+            sq.stats.ring_errors += tx;
+            errors += rx + tx;
         }
+        errors
     }
 
     /// The transport and the queues apart, for threads that each drive a pair of their own.

@@ -41,6 +41,8 @@ pub struct InProcess {
     /// Queues that are not stopped, or not taken back.
     pub no_stop: Vec<u16>,
     pub no_setup: Vec<u16>,
+    /// Queues that interrupt while somebody waits: one a wait, the last first.
+    pub coming: RefCell<Vec<u16>>,
 }
 
 impl InProcess {
@@ -69,6 +71,7 @@ impl InProcess {
             commands: Vec::new().into(),
             no_stop: Vec::new(),
             no_setup: Vec::new(),
+            coming: Vec::new().into(),
         }
     }
 
@@ -254,6 +257,10 @@ impl Transport for InProcess {
     }
 
     fn wait(&self, _timeout: Duration) -> bool {
+        if let Some(index) = self.coming.borrow_mut().pop() {
+            let queue = self.queues[usize::from(index)].as_ref().unwrap();
+            queue.interrupts.set(queue.interrupts.get() + 1);
+        }
         self.queues
             .iter()
             .flatten()
