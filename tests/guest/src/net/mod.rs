@@ -124,6 +124,7 @@ mod neigh_table;
 mod neighbour;
 pub(crate) mod netdevice;
 pub mod netfilter;
+pub mod page_pool;
 mod ping;
 mod procfs;
 mod raw;
