@@ -164,6 +164,7 @@
 #![deny(unsafe_code)]
 
 mod allocator;
+pub mod dma;
 #[allow(unsafe_code)]
 pub mod memory;
 #[cfg(test)]

@@ -5,6 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::in_process::InProcess;
+use nic_guest::dma::CONFIG_DMA_API_DEBUG;
+use nic_guest::dma::debug::DmaErrorKind;
 use nic_guest::ring::RingFault;
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
@@ -355,4 +357,97 @@ fn memory_comes_back_when_the_device_is_let_go() {
             .unwrap();
         transport = nic.remove().unwrap();
     }
+}
+
+/// What the checker of mappings finds, beside what a device does that has one frame to give and one to take.
+fn checked(wrong: impl FnOnce(&mut VirtnetInfo<InProcess>, [u64; 2])) -> Vec<DmaErrorKind> {
+    let mut nic = nic(BASE);
+    let memory = nic.transport.memory.clone();
+    memory.dma_debug().tolerate();
+    let first = |ring: &nic_guest::ring::RingMemory| ring.desc.read_u64(0);
+    nic.start_xmit(0, &[7; 60], &VirtioNetHdr::default())
+        .unwrap();
+    nic.flush(0);
+    let buffers = [first(nic.rq[0].vq.ring()), first(nic.sq[0].vq.ring())];
+    nic.transport.receive(0, &[0; 72], 72);
+    wrong(&mut nic, buffers);
+    nic.rq[0].try_fill_recv();
+    assert_eq!(nic.transport.take(1).map(|chain| chain.0), Some(0));
+    nic.transport.put(1, 0, 0);
+    nic.sq[0].free_old_xmit().unwrap();
+    nic.remove().unwrap();
+    let errors = memory.dma_debug().take_errors();
+    assert_eq!(memory.dma_debug().mapped(), 0);
+    errors.iter().map(|error| error.kind).collect()
+}
+
+#[test]
+fn a_device_that_writes_out_of_turn_is_found_out() {
+    if !CONFIG_DMA_API_DEBUG {
+        return;
+    }
+    let take = |nic: &mut VirtnetInfo<InProcess>| nic.poll(0, 64, |_| {}).unwrap();
+    assert_eq!(checked(|nic, _| assert_eq!(take(nic), 1)), []);
+    let late = checked(|nic, [received, _]| {
+        take(nic);
+        nic.transport.memory.write(received + 30, &[1]).unwrap();
+    });
+    assert_eq!(
+        late,
+        [DmaErrorKind::DeviceAccess],
+        "a buffer that it gave back"
+    );
+    let read_only = checked(|nic, [_, sent]| {
+        take(nic);
+        nic.transport.memory.write(sent + 30, &[1]).unwrap();
+    });
+    assert_eq!(
+        read_only,
+        [DmaErrorKind::DeviceAccess],
+        "what it was to read"
+    );
+}
+
+#[test]
+fn a_frame_that_cannot_be_mapped_is_not_sent() {
+    if !CONFIG_DMA_API_DEBUG {
+        return;
+    }
+    let mut nic = nic(BASE);
+    let memory = nic.transport.memory.clone();
+    memory.dma_debug().fail_maps(1);
+    let hdr = VirtioNetHdr::default();
+    let sent = nic.start_xmit(0, &[0; 60], &hdr);
+    assert!(matches!(sent, Err(XmitError::Mapping(_))));
+    assert_eq!(nic.start_xmit(0, &[0; 60], &hdr), Ok(()));
+    assert_eq!(nic.sq[0].vq.outstanding(), 1);
+    nic.remove().unwrap();
+}
+
+#[test]
+fn receive_buffers_are_cut_from_pages_that_come_back() {
+    let mut nic = nic(BASE | f::MRG_RXBUF);
+    for _ in 0..100 {
+        let bytes = with_header(
+            VirtioNetHdr {
+                num_buffers: 1,
+                ..VirtioNetHdr::default()
+            },
+            12,
+            &[0; 60],
+        );
+        for _ in 0..10 {
+            nic.transport.receive(0, &bytes, bytes.len() as u32);
+        }
+        assert_eq!(nic.poll(0, 64, |_| {}).unwrap(), 10);
+        assert_full(&mut nic);
+    }
+    // Two buffers to a page, and no page but those that were there from the beginning and what is cut now.
+    let stats = *nic.rq[0].page_pool_stats();
+    assert!((8..=10).contains(&stats.alloc_slow), "{stats:?}");
+    assert_eq!(stats.recycle_cached, 500, "{stats:?}");
+    assert_eq!((stats.recycle_ring, stats.recycle_ring_full), (0, 0));
+    let names = stats.ethtool().map(|(name, _)| name);
+    assert_eq!(names[..2], ["rx_pp_alloc_fast", "rx_pp_alloc_slow"]);
+    nic.remove().unwrap();
 }

@@ -21,6 +21,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 pub use slice::{GuestSlice, virtio_mb};
 
 use crate::allocator::FreeList;
+use crate::dma::debug::DmaDebug;
 
 /// Size of a guest page; regions and file offsets are multiples of it.
 pub const PAGE_SIZE: usize = 4096;
@@ -204,6 +205,7 @@ impl GuestMemoryBuilder {
         Ok(Arc::new(GuestMemory {
             regions,
             free: Mutex::new(free),
+            dma_debug: DmaDebug::default(),
         }))
     }
 
@@ -282,9 +284,16 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// Taken at set-up only; no packet ever waits for it.
     free: Mutex<Vec<FreeList>>,
+    dma_debug: DmaDebug,
 }
 
 impl GuestMemory {
+    /// Who checks what is mapped for devices, in builds with debug assertions.
+    #[must_use]
+    pub fn dma_debug(&self) -> &DmaDebug {
+        &self.dma_debug
+    }
+
     /// Starts a description of guest memory.
     #[must_use]
     pub fn builder() -> GuestMemoryBuilder {

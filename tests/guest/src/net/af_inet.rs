@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::file::PollFlags;
+use super::file::{MSG_MORE, MsgFlags, PollFlags};
 use super::raw::IPPROTO_RAW;
 use super::route::{RtType, Rtable};
 use super::skbuff::SkBuff;
@@ -221,7 +221,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let at = self.sockfd_lookup(fd)?;
         let daddr = addr.ip().to_bits();
-        let rt = self.ip_route_output_sk(at, daddr)?;
+        let rt = self.ip_route_output_sk(at, daddr);
+        let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
         self.inet_autobind(fd)?;
         let sk = self.sock_mut(fd)?;
         (sk.inet_daddr, sk.inet_dport) = (daddr, addr.port());
@@ -267,8 +268,24 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
     ) -> Result<usize, Errno> {
+        self.sendto_flags(fd, data, to, MsgFlags::empty())
+    }
+
+    /// The same with flags, of which `MSG_MORE` counts: what a UDP or a raw socket sends waits for more, and is one packet with
+    /// it, to where the first piece went.
+    ///
+    /// # Errors
+    /// As [`Self::sendto`]; EOPNOTSUPP with `MSG_OOB`; ENOBUFS where too much waits. Of what does not fit any more
+    /// (EMSGSIZE) nothing is sent, nor of what waits.
+    pub fn sendto_flags(
+        &mut self,
+        fd: Fd,
+        data: &[u8],
+        to: Option<SocketAddrV4>,
+        flags: MsgFlags,
+    ) -> Result<usize, Errno> {
         let _stage = self.stage("__x64_sys_sendto");
-        self.__sys_sendto(fd, data, to, 0)
+        self.__sys_sendto(fd, data, to, flags)
     }
 
     fn __sys_sendto(
@@ -276,11 +293,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         fd: Fd,
         data: &[u8],
         to: Option<SocketAddrV4>,
-        gso_size: u16,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("__sys_sendto");
+        if flags.contains(MsgFlags::MSG_OOB) {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let prot = self.sock_mut(fd)?.sk_prot;
-        self.inet_sendmsg(fd, prot, data, to, gso_size)
+        self.inet_sendmsg(fd, prot, data, to, 0, flags.contains(MSG_MORE))
     }
 
     /// A message without what only one call can say.
@@ -292,7 +312,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     ) -> Result<usize, Errno> {
         let _stage = self.stage("sock_sendmsg");
         let prot = self.sock_mut(fd)?.sk_prot;
-        self.inet_sendmsg(fd, prot, data, to, 0)
+        self.inet_sendmsg(fd, prot, data, to, 0, false)
     }
 
     fn inet_sendmsg(
@@ -302,6 +322,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
         gso_size: u16,
+        more: bool,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("inet_sendmsg");
         let at = self.sockfd_lookup(fd)?;
@@ -311,13 +332,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         match prot {
             Proto::Udp => {
                 self.inet_autobind(fd)?;
-                self.udp_sendmsg(at, data, to, gso_size)
+                self.udp_sendmsg(at, data, to, gso_size, more)
             }
             Proto::Ping => {
                 self.inet_autobind(fd)?;
                 self.ping_v4_sendmsg(at, data, to)
             }
-            Proto::Raw => self.raw_sendmsg(at, data, to),
+            Proto::Raw => self.raw_sendmsg(at, data, to, more),
             Proto::Tcp => {
                 let at = self.tcp_sk(fd)?;
                 self.tcp_sendmsg(at, data)
@@ -344,16 +365,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if prot != Proto::Udp {
             return Err(Errno::EOPNOTSUPP);
         }
-        self.inet_sendmsg(fd, prot, data, to, gso_size)
+        self.inet_sendmsg(fd, prot, data, to, gso_size, false)
     }
 
     /// Has a UDP socket take datagrams that stand for several as one ([`Received::gso_size`]), or in their parts
     /// (`UDP_GRO`).
     ///
     /// # Errors
-    /// EBADF.
+    /// EBADF; ENOPROTOOPT: it is no UDP socket.
     pub fn set_udp_gro(&mut self, fd: Fd, on: bool) -> Result<(), Errno> {
-        self.sock_mut(fd)?.gro_enabled = on;
+        self.udp_sk(fd)?.gro_enabled = on;
         self.udp_gro_needed |= on;
         Ok(())
     }
@@ -542,7 +563,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         for (group, dev) in sk.mc.list {
             self.ip_mc_dec_group(dev, group);
         }
-        for skb in sk.sk_receive_queue {
+        let pending = sk.pending.map(|pending| pending.skb);
+        for skb in sk.sk_receive_queue.into_iter().chain(pending) {
             self.skb_cache.put(skb);
         }
         Ok(())

@@ -14,6 +14,9 @@ pub use nix::sys::socket::MsgFlags;
 use super::{Errno, Fd, Kernel, Machine, Received};
 use crate::transport::Transport;
 
+/// What is sent waits for more; nix has no name for it.
+pub const MSG_MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
+
 /// Descriptors that a process may have (`RLIMIT_NOFILE`).
 const RLIMIT_NOFILE: usize = 1024;
 

@@ -120,7 +120,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let _stage = self.stage("ip_push_pending_frames");
         self.__ip_make_skb(&mut skb, flow, options);
         self.ip_select_ttl(&rt, &mut skb);
-        self.ip_local_out(skb, rt)
+        self.ip_send_skb(skb, rt)
     }
 
     /// Answers a packet with a message of its transport, for which there is no socket.
@@ -182,7 +182,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     pub(super) fn ip_send_skb(&mut self, skb: Skb, rt: Rtable) -> Result<(), Errno> {
         let _stage = self.stage("ip_send_skb");
-        self.ip_local_out(skb, rt)
+        let sent = self.ip_local_out(skb, rt);
+        sent.inspect_err(|_| self.counters.snmp.ip_out_discards += 1)
+    }
+
+    /// A process wants to send where no route leads, if that is the error.
+    #[cold]
+    pub(super) fn count_no_route(&mut self, error: Errno) {
+        if error == Errno::ENETUNREACH {
+            self.counters.snmp.ip_out_no_routes += 1;
+        }
     }
 
     #[inline]

@@ -58,7 +58,7 @@ impl Default for McOptions {
 
 impl IpPmtudisc {
     /// Whether what is too long is fragmented here (`ip_sk_ignore_df`).
-    fn ignores_df(self) -> bool {
+    pub(super) fn ignores_df(self) -> bool {
         matches!(self, Self::Dont | Self::Want | Self::Omit)
     }
 

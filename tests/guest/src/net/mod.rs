@@ -23,6 +23,7 @@
 //!        -> tcp_v4_rcv -> the connection, a listener, or a reset        tcp_ipv4, tcp_sock
 //! recvfrom, sendto, read, write, sendmsg, recvmsg                       af_inet, file
 //!   -> udp_sendmsg -> ip_make_skb -> udp_send_skb                       udp, ip_output
+//!      (with more to come: ip_append_data, udp_push_pending_frames)      udp, ip_cork
 //!   -> tcp_sendmsg -> __tcp_transmit_skb -> ip_queue_xmit               tcp, tcp_output, ip_output
 //!        -> __ip_local_out -> ip_output -> ip_finish_output2            ip_output, netfilter
 //!        -> neigh_resolve_output -> __dev_queue_xmit                    neighbour, dev
@@ -111,6 +112,7 @@ mod igmp;
 mod inet_ecn;
 mod inet_fragment;
 mod inet_hashtables;
+mod ip_cork;
 mod ip_forward;
 mod ip_fragment;
 mod ip_input;
@@ -124,6 +126,7 @@ mod neigh_table;
 mod neighbour;
 pub(crate) mod netdevice;
 pub mod netfilter;
+pub mod page_pool;
 mod ping;
 mod procfs;
 mod raw;

@@ -27,7 +27,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return Err(Errno::EINVAL);
         };
         let (daddr, _) = self.destination(at, to)?;
-        let rt = self.ip_route_output_sk(at, daddr)?;
+        let rt = self.ip_route_output_sk(at, daddr);
+        let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
         let len = IPHDR_LEN + data.len();
         if len > 0xffff {
             return Err(Errno::EMSGSIZE);

@@ -131,6 +131,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
+        more: bool,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("raw_sendmsg");
         if data.len() > 0xffff {
@@ -141,8 +142,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let saddr = self.source(at, &rt);
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
         let (hdrincl, pmtudisc, protocol) = (sk.raw.hdrincl, sk.pmtudisc, sk.inet_num as u8);
+        let pending = sk.pending.is_some();
         if hdrincl {
             self.raw_send_hdrinc(at, data, saddr, rt)?;
+            return Ok(data.len());
+        }
+        if more || pending {
+            self.raw_append_data(at, data, (rt, saddr, daddr), protocol, more)?;
             return Ok(data.len());
         }
         let len = IPHDR_LEN + data.len();
@@ -162,6 +168,38 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         };
         self.ip_push_pending_frames(skb, rt, &flow, &ReplyOptions::NONE)?;
         Ok(data.len())
+    }
+
+    /// Data for a packet that waits, which is complete unless there is more: it goes where the last piece does, by the route of
+    /// the first.
+    #[cold]
+    fn raw_append_data(
+        &mut self,
+        at: usize,
+        data: &[u8],
+        (rt, saddr, daddr): (Rtable, u32, u32),
+        protocol: u8,
+        more: bool,
+    ) -> Result<(), Errno> {
+        let _stage = self.stage("ip_append_data");
+        if self.socks.get(at).is_some_and(|sk| sk.pending.is_none()) {
+            self.ip_setup_cork(at, 0, (rt, daddr, 0), 0)?;
+        }
+        if let Err(error) = self.ip_append_pending(at, data) {
+            self.ip_flush_pending_frames(at);
+            return Err(error);
+        }
+        if more {
+            return Ok(());
+        }
+        let Some((skb, mut cork)) = self.ip_finish_skb(at) else {
+            return Ok(());
+        };
+        (cork.saddr, cork.daddr) = (saddr, daddr);
+        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
+        let df = self.ip_dont_fragment(pmtudisc, &cork.rt, IPHDR_LEN + skb.len());
+        let flow = cork.flow(protocol, df.unwrap_or(true), self.ip_select_ident());
+        self.ip_push_pending_frames(skb, cork.rt, &flow, &ReplyOptions::NONE)
     }
 
     /// Sends a packet whose header the process wrote: length and checksum are made right, and what is 0 is filled in.

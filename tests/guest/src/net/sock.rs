@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::ip_cork::Pending;
 use super::ip_sockglue::{IpPmtudisc, McOptions};
 use super::raw::RawOptions;
 use super::skbuff::{SkBuff, Skb};
@@ -87,6 +88,10 @@ pub(super) struct Sock {
     pub mc: McOptions,
     /// What a raw socket says of its packets.
     pub raw: RawOptions,
+    /// What it sends waits for more, until it is told otherwise (`UDP_CORK`).
+    pub corked: bool,
+    /// What waits.
+    pub pending: Option<Pending>,
 }
 
 /// All sockets.
@@ -128,6 +133,8 @@ impl SockTable {
             sk_reuseport: false,
             mc: McOptions::default(),
             raw: RawOptions::default(),
+            corked: false,
+            pending: None,
         };
         let free = self.socks.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
@@ -451,9 +458,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(super) fn sock_alloc_send(&mut self, at: usize) -> Result<(SkRef, u16, u8), Errno> {
         let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
         if let Some(error) = sk.sk_err.take() {
+            self.counters.snmp.ip_out_discards += 1;
             return Err(error);
         }
         if sk.sk_wmem_alloc >= sk.sk_sndbuf {
+            self.counters.snmp.ip_out_discards += 1;
             return Err(Errno::EAGAIN);
         }
         let sk_ref = SkRef {

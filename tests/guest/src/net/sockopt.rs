@@ -1,5 +1,6 @@
 //! Options of sockets that say how packets are treated (Linux: `net/core/sock.c`, `net/ipv4/ip_sockglue.c`).
 
+use super::sock::{Proto, Sock};
 use super::{Errno, Fd, Kernel, Machine};
 use crate::transport::Transport;
 
@@ -25,6 +26,29 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let sk = self.sock_mut(fd)?;
         sk.tos = tos;
         sk.sk_priority = IP_TOS2PRIO[usize::from(tos >> 1 & 0xf)];
+        Ok(())
+    }
+
+    /// The socket of UDP that an option of it is for.
+    pub(super) fn udp_sk(&mut self, fd: Fd) -> Result<&mut Sock, Errno> {
+        let sk = self.sock_mut(fd)?;
+        match sk.sk_prot {
+            Proto::Udp => Ok(sk),
+            _ => Err(Errno::ENOPROTOOPT),
+        }
+    }
+
+    /// Has what a UDP socket sends wait, to be one datagram; or sends what waits, of which nobody hears how that went
+    /// (`UDP_CORK`).
+    ///
+    /// # Errors
+    /// EBADF; ENOPROTOOPT: it is no UDP socket.
+    pub fn set_udp_cork(&mut self, fd: Fd, on: bool) -> Result<(), Errno> {
+        self.udp_sk(fd)?.corked = on;
+        if !on {
+            let at = self.sockfd_lookup(fd)?;
+            let _ = self.udp_push_pending_frames(at);
+        }
         Ok(())
     }
 }

@@ -89,6 +89,11 @@ pub struct Snmp {
     pub ip_frag_creates: u64,
     /// `IpOutRequests`: IP packets that this host made.
     pub ip_out_requests: u64,
+    /// `IpOutDiscards`: what a process was not let send: its send buffer was full, a peer had answered with an error, or
+    /// the filter dropped it.
+    pub ip_out_discards: u64,
+    /// `IpOutNoRoutes`: what a process wanted to send where no route leads.
+    pub ip_out_no_routes: u64,
     /// `IcmpInMsgs`: with a good checksum or not.
     pub icmp_in_msgs: u64,
     /// `IcmpInErrors`: messages that were wrong, and errors about packets that nobody here sent.
@@ -105,6 +110,8 @@ pub struct Snmp {
     pub udp_in_datagrams: u64,
     /// `UdpOutDatagrams`.
     pub udp_out_datagrams: u64,
+    /// `UdpSndbufErrors`: datagrams for which the send buffer had no room.
+    pub udp_sndbuf_errors: u64,
     /// `TcpActiveOpens`: connections that this host asked for.
     pub tcp_active_opens: u64,
     /// `TcpPassiveOpens`: those that a peer asked for and got.

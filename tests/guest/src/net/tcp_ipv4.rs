@@ -286,7 +286,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
         }
         let remote: Peer = (to.ip().to_bits(), to.port());
-        let rt = self.ip_route_output_flow(remote.0)?;
+        let rt = self.ip_route_output_flow(remote.0);
+        let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
         if rt.rt_type == RtType::Broadcast {
             return Err(Errno::ENETUNREACH);
         }

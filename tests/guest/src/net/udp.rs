@@ -12,6 +12,7 @@ use super::checksum::{
 };
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, IcmpError};
 use super::ip_input::{IPHDR_LEN, Iphdr};
+use super::ip_options::ReplyOptions;
 use super::ip_output::Flow;
 use super::netdevice::NETIF_F_HW_CSUM;
 use super::route::Rtable;
@@ -196,8 +197,29 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
         gso_size: u16,
+        more: bool,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("udp_sendmsg");
+        if data.len() > 0xffff {
+            return Err(Errno::EMSGSIZE);
+        }
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        let (corkreq, pmtudisc) = (more || sk.corked, sk.pmtudisc);
+        if sk.pending.is_some() {
+            // Wherever it is said to go.
+            return self.udp_append_data(at, data, corkreq);
+        }
+        let (daddr, dport) = self.destination(at, to)?;
+        if dport == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let rt = self.ip_route_output_sk(at, daddr);
+        let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
+        if corkreq {
+            let begun = self.ip_setup_cork(at, UDPHDR_LEN, (rt, daddr, dport), gso_size);
+            begun.inspect_err(|error| self.count_sndbuf_error(*error))?;
+            return self.udp_append_data(at, data, true);
+        }
         if IPHDR_LEN + UDPHDR_LEN + data.len() > 0xffff {
             return Err(Errno::EMSGSIZE);
         }
@@ -206,12 +228,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             data.len().min(gso_size.into())
         };
-        let (daddr, dport) = self.destination(at, to)?;
-        if dport == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let rt = self.ip_route_output_sk(at, daddr)?;
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
         if gso_size != 0 && IPHDR_LEN + UDPHDR_LEN + mss > self.ip_sk_mtu(pmtudisc, &rt) {
             return Err(Errno::EMSGSIZE);
         }
@@ -219,7 +235,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if data.len() > mss * UDP_MAX_SEGMENTS {
             return Err(Errno::EINVAL);
         }
-        let (sk, sport, tos) = self.sock_alloc_send(at)?;
+        let sender = self.sock_alloc_send(at);
+        let (sk, sport, tos) = sender.inspect_err(|error| self.count_sndbuf_error(*error))?;
         let flow = Flow {
             saddr: self.source(at, &rt),
             daddr,
@@ -234,11 +251,68 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             (skb.gso_size, skb.gso_type) = (gso_size, SKB_GSO_UDP_L4);
             skb.gso_segs = data.len().div_ceil(mss) as u16;
         }
-        self.udp_send_skb(skb, rt, (sport, dport), &flow)?;
+        self.udp_send_skb(skb, rt, (sport, dport), &flow, true)?;
         Ok(data.len())
     }
 
-    /// Writes the header; the checksum is the device's to finish where it can.
+    #[cold]
+    fn count_sndbuf_error(&mut self, error: Errno) {
+        if matches!(error, Errno::EAGAIN | Errno::ENOBUFS) {
+            self.counters.snmp.udp_sndbuf_errors += 1;
+        }
+    }
+
+    /// Data for a datagram that waits: it is complete, unless the process wants it to wait on.
+    #[cold]
+    fn udp_append_data(&mut self, at: usize, data: &[u8], corkreq: bool) -> Result<usize, Errno> {
+        let _stage = self.stage("ip_append_data");
+        if let Err(error) = self.ip_append_pending(at, data) {
+            self.ip_flush_pending_frames(at);
+            self.count_sndbuf_error(error);
+            return Err(error);
+        }
+        if !corkreq {
+            self.udp_push_pending_frames(at)?;
+        }
+        Ok(data.len())
+    }
+
+    /// Sends the datagram that waits, if there is one.
+    pub(super) fn udp_push_pending_frames(&mut self, at: usize) -> Result<(), Errno> {
+        let _stage = self.stage("udp_push_pending_frames");
+        let Some((mut skb, cork)) = self.ip_finish_skb(at) else {
+            return Ok(());
+        };
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        let (pmtudisc, sport) = (sk.pmtudisc, sk.inet_num);
+        let (len, gso_size) = (skb.len() - UDPHDR_LEN, usize::from(cork.gso_size));
+        let gso = gso_size != 0;
+        if gso {
+            let segment = IPHDR_LEN + UDPHDR_LEN + len.min(gso_size);
+            let refused = if segment > cork.fragsize {
+                Some(Errno::EMSGSIZE)
+            } else {
+                (len > gso_size * UDP_MAX_SEGMENTS).then_some(Errno::EINVAL)
+            };
+            if let Some(error) = refused {
+                self.consume_skb(skb);
+                return Err(error);
+            }
+        }
+        // What the path has become too narrow for since is found out by who fragments it.
+        let whole = IPHDR_LEN + UDPHDR_LEN + if gso { len.min(gso_size) } else { len };
+        let df = self.ip_dont_fragment(pmtudisc, &cork.rt, whole);
+        let flow = cork.flow(IPPROTO_UDP, df.unwrap_or(true), self.ip_select_ident());
+        self.__ip_make_skb(&mut skb, &flow, &ReplyOptions::NONE);
+        self.ip_select_ttl(&cork.rt, &mut skb);
+        if gso && len > gso_size {
+            (skb.gso_size, skb.gso_type) = (cork.gso_size, SKB_GSO_UDP_L4);
+            skb.gso_segs = len.div_ceil(gso_size) as u16;
+        }
+        self.udp_send_skb(skb, cork.rt, (sport, cork.dport), &flow, false)
+    }
+
+    /// Writes the header; the checksum is the device's to finish where it can, unless the datagram came in pieces.
     #[inline]
     fn udp_send_skb(
         &mut self,
@@ -246,6 +320,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         rt: Rtable,
         (sport, dport): (u16, u16),
         flow: &Flow,
+        at_once: bool,
     ) -> Result<(), Errno> {
         let _stage = self.stage("udp_send_skb");
         let start = skb.transport_header;
@@ -259,7 +334,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let offloads = self.netdevs[rt.dev].features & NETIF_F_HW_CSUM != 0;
         // No device sums over fragments.
         let whole = skb.len() <= self.dst_mtu(&rt);
-        let check = if offloads && whole || skb.gso_size != 0 {
+        let check = if offloads && whole && at_once || skb.gso_size != 0 {
             // `udp4_hwcsum`
             skb.ip_summed = IpSummed::Partial;
             skb.csum_start = start;

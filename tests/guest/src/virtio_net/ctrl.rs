@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::memory::{GuestMemory, GuestSlice, MemoryError};
+use crate::dma::{DmaDevice, DmaDirection, DmaSlice};
+use crate::memory::{GuestMemory, MemoryError};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use crate::ring::{RingFault, Segment};
 
@@ -91,8 +92,8 @@ pub enum CtrlError {
     /// The device said nothing in time.
     #[error("device did not answer the command in time")]
     TimedOut,
-    /// All slots hold commands that the device never answered.
-    #[error("control queue full of unanswered commands")]
+    /// All slots hold commands that the device never answered, or the command cannot be mapped.
+    #[error("control queue full of unanswered commands, or none can be mapped")]
     Full,
     /// The device's reply has fewer bytes than the command calls for.
     #[error("reply of {0} bytes, which is too short")]
@@ -131,8 +132,11 @@ pub struct ControlQueue {
     /// The ring.
     pub vq: Virtqueue,
     index: u16,
-    pool: GuestSlice,
+    device: DmaDevice,
+    pool: DmaSlice,
     state: [Slot; SLOTS],
+    /// What of each slot is mapped: data to read, a reply to write.
+    mapped: [(usize, usize); SLOTS],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,11 +167,14 @@ impl ControlQueue {
         size: u16,
         options: VirtqueueOptions,
     ) -> Result<Self, MemoryError> {
+        let device = DmaDevice::new(memory, || "control".into());
         Ok(Self {
             vq: Virtqueue::new(memory, size, options)?,
             index,
-            pool: memory.allocate(SLOTS * SLOT_LEN, 64)?,
+            device,
+            pool: DmaSlice::allocate(memory, SLOTS * SLOT_LEN, 64, device)?,
             state: [Slot::Free; SLOTS],
+            mapped: [(0, 0); SLOTS],
         })
     }
 
@@ -204,6 +211,8 @@ impl ControlQueue {
         self.pool.write(base, &[class, command]);
         self.pool.write(base + DATA, data);
         self.pool.write(base + ACK, &[NO_ACK]);
+        self.mapped[slot] = (data.len(), reply_len);
+        self.map(slot)?;
         let piece = |at: usize, len: usize| {
             Segment::new(self.pool.guest_addr() + (base + at) as u64, len as u32)
         };
@@ -211,14 +220,48 @@ impl ControlQueue {
         let input = [piece(ACK, 1), piece(REPLY, reply_len)];
         let out = if data.is_empty() { &out[..1] } else { &out };
         let input = if reply_len == 0 { &input[..1] } else { &input };
-        self.vq
-            .add(out, input, slot as u32)
-            .map_err(|error| match error {
+        if let Err(error) = self.vq.add(out, input, slot as u32) {
+            self.unmap(slot);
+            return Err(match error {
                 crate::ring::AddError::Broken(fault) => CtrlError::Broken(fault),
                 _ => CtrlError::Full,
-            })?;
+            });
+        }
         self.state[slot] = Slot::Waiting;
         Ok(Ticket(slot as u32))
+    }
+
+    /// What of a slot is mapped: where it begins, how long it is, and who writes it.
+    fn pieces(&self, slot: usize) -> [(usize, usize, DmaDirection); 4] {
+        let (base, (data, reply)) = (slot * SLOT_LEN, self.mapped[slot]);
+        [
+            (base, 2, DmaDirection::ToDevice),
+            (base + DATA, data, DmaDirection::ToDevice),
+            (base + ACK, 1, DmaDirection::FromDevice),
+            (base + REPLY, reply, DmaDirection::FromDevice),
+        ]
+    }
+
+    fn map(&self, slot: usize) -> Result<(), CtrlError> {
+        let pieces = self.pieces(slot);
+        let some = pieces.iter().filter(|(_, len, _)| *len > 0);
+        for (nth, &(offset, len, direction)) in some.clone().enumerate() {
+            if self.pool.map_single(offset, len, direction).is_err() {
+                for &(offset, len, direction) in some.take(nth) {
+                    self.pool.unmap_single(offset, len, direction);
+                }
+                return Err(CtrlError::Full);
+            }
+        }
+        Ok(())
+    }
+
+    fn unmap(&self, slot: usize) {
+        for (offset, len, direction) in self.pieces(slot) {
+            if len > 0 {
+                self.pool.unmap_single(offset, len, direction);
+            }
+        }
     }
 
     /// The device's answer, once it is there, with what of the reply it wrote copied to `reply`.
@@ -250,6 +293,7 @@ impl ControlQueue {
     fn collect(&mut self) -> Result<(), CtrlError> {
         while let Some(used) = self.vq.get_buf()? {
             let slot = used.token as usize;
+            self.unmap(slot);
             let ack = self.pool.read_u8(slot * SLOT_LEN + ACK);
             let abandoned = self.state[slot] == Slot::Abandoned;
             self.state[slot] = if abandoned {
@@ -264,8 +308,12 @@ impl ControlQueue {
     }
 
     /// Gives ring and slots back to guest memory; the device must be stopped.
-    pub fn release(self) {
-        self.pool.memory().release(&self.pool);
+    pub fn release(mut self) {
+        while let Some(slot) = self.vq.detach_unused_buf() {
+            self.unmap(slot as usize);
+        }
+        self.device.remove(self.pool.memory());
+        self.pool.release();
         self.vq.release();
     }
 }

@@ -16,9 +16,11 @@ use super::header::{
     VirtioNetHdr,
 };
 use super::stats::RxStats;
-use crate::memory::{GuestMemory, GuestSlice, MemoryError, PAGE_SIZE};
+use crate::dma::{CONFIG_DMA_API_DEBUG, DmaDirection, DmaSlice};
+use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE};
+use crate::net::page_pool::{PagePool, PagePoolStats};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions, either};
-use crate::ring::{RingFault, Segment};
+use crate::ring::{RingFault, Segment, Used};
 use crate::transport::Transport;
 
 /// Shortest frame: an Ethernet header.
@@ -67,10 +69,10 @@ impl RxMode {
     }
 }
 
-/// A piece of a frame, by its place in the buffer pool.
+/// A piece of a frame: which buffer it is in.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
-    offset: usize,
+    frag: u32,
     len: usize,
 }
 
@@ -79,8 +81,11 @@ struct Piece {
 pub struct RxFrame<'a> {
     /// Its header, checked.
     pub hdr: VirtioNetHdr,
-    pool: &'a GuestSlice,
-    first: Piece,
+    pool: &'a PagePool,
+    /// What is in the first buffer, behind the virtio header: in which page, where, how long.
+    page: &'a DmaSlice,
+    offset: usize,
+    first_len: usize,
     /// What is in further buffers.
     rest: &'a [Piece],
     len: usize,
@@ -128,11 +133,12 @@ impl RxFrame<'_> {
     /// Copies the frame's beginning into `buf`; how much.
     #[inline]
     pub fn copy_to(&self, buf: &mut [u8]) -> usize {
-        let mut done = self.first.len.min(buf.len());
-        self.pool.read(self.first.offset, &mut buf[..done]);
+        let mut done = self.first_len.min(buf.len());
+        self.page.read(self.offset, &mut buf[..done]);
         for piece in self.rest {
             let len = piece.len.min(buf.len() - done);
-            self.pool.read(piece.offset, &mut buf[done..done + len]);
+            let (page, offset) = self.pool.place(piece.frag);
+            page.read(offset, &mut buf[done..done + len]);
             done += len;
         }
         done
@@ -182,11 +188,8 @@ pub struct ReceiveQueue {
     features: u64,
     mode: RxMode,
     hdr_len: usize,
-    pool: GuestSlice,
+    pool: PagePool,
     buf_len: usize,
-    stride: usize,
-    /// Buffers that are in nobody's hands.
-    free: Vec<u32>,
     segments: Vec<Segment>,
     /// Of the frame being put together, after its first.
     rest: Vec<Piece>,
@@ -214,7 +217,6 @@ impl ReceiveQueue {
             RxMode::Mergeable => (hdr_len + GOOD_PACKET_LEN).next_multiple_of(64),
         };
         let buf_len = buf_len.unwrap_or(usual).max(hdr_len);
-        let stride = buf_len.next_multiple_of(64);
         let per_buffer = 1 + (buf_len - hdr_len).div_ceil(PAGE_SIZE);
         let direct = mode == RxMode::Big && usize::from(options.indirect) < per_buffer;
         let count = usize::from(size) / if direct { per_buffer } else { 1 };
@@ -227,10 +229,14 @@ impl ReceiveQueue {
             features,
             mode,
             hdr_len,
-            pool: memory.allocate(stride * count, 64)?,
+            pool: PagePool::create(
+                memory,
+                || format!("input.{}", index / 2),
+                buf_len,
+                count,
+                usize::from(size),
+            )?,
             buf_len,
-            stride,
-            free: (0..count as u32).rev().collect(),
             segments: Vec::with_capacity(per_buffer),
             rest: Vec::with_capacity(count),
         })
@@ -260,29 +266,35 @@ impl ReceiveQueue {
         self.dim = old.dim.clone();
     }
 
-    /// Gives all free buffers to the ring (`try_fill_recv`); how many. Not kicked yet.
+    /// What the pool of its buffers counts.
+    #[must_use]
+    pub fn page_pool_stats(&self) -> &PagePoolStats {
+        &self.pool.stats
+    }
+
+    /// Fills the ring with buffers (`try_fill_recv`), as far as there is memory for them; how many were added. Not kicked
+    /// yet.
     pub fn try_fill_recv(&mut self) -> usize {
-        let (mut added, hdr_len) = (0, self.hdr_len);
-        let place = |slot: u32| self.pool.guest_addr() + slot as u64 * self.stride as u64;
-        // The ring's layout is asked for once, and how frames are laid into buffers.
-        either!(&mut self.vq, vq => if self.mode == RxMode::Big {
-            while let Some(&slot) = self.free.last() {
-                add_recvbuf_big(&mut self.segments, place(slot), hdr_len, self.buf_len);
-                if vq.add(&[], &self.segments, slot).is_err() {
-                    break;
-                }
-                self.free.pop();
-                added += 1;
+        let (mut added, hdr_len, len) = (0, self.hdr_len, self.buf_len);
+        let pool = &mut self.pool;
+        // The ring's layout is asked for once.
+        either!(&mut self.vq, vq => while vq.num_free() > 0 {
+            let Some(frag) = pool.alloc_frag() else { break };
+            let (page, offset) = pool.place(frag);
+            let addr = page.guest_addr() + offset as u64;
+            page.sync_single_for_device(offset, len, DmaDirection::FromDevice);
+            let posted = if self.mode == RxMode::Big {
+                add_recvbuf_big(&mut self.segments, addr, hdr_len, len);
+                vq.add(&[], &self.segments, frag)
+            } else {
+                vq.add(&[], &[Segment::new(addr, len as u32)], frag)
+            };
+            if posted.is_err() {
+                page.sync_single_for_cpu(offset, len, DmaDirection::FromDevice);
+                pool.put_frag(frag, true);
+                break;
             }
-        } else {
-            while let Some(&slot) = self.free.last() {
-                let segment = Segment::new(place(slot), self.buf_len as u32);
-                if vq.add(&[], &[segment], slot).is_err() {
-                    break;
-                }
-                self.free.pop();
-                added += 1;
-            }
+            added += 1;
         });
         added
     }
@@ -325,34 +337,44 @@ impl ReceiveQueue {
         let Some(used) = self.vq.get_buf()? else {
             return Ok(Taken::Empty);
         };
-        // Free at once: nobody fills the ring before the frame was lent.
-        self.free.push(used.token);
+        let taken = self.receive_buf(used, deliver);
+        self.pool.put_frag(used.token, true);
+        if !self.rest.is_empty() {
+            self.put_rest();
+        }
+        taken
+    }
+
+    #[inline(always)] // on the way of each packet; called once
+    fn receive_buf<R>(
+        &mut self,
+        used: Used,
+        deliver: impl FnOnce(RxFrame<'_>) -> R,
+    ) -> Result<Taken<R>, RingFault> {
+        self.sync_for_cpu(used.token);
         let mut len = used.len as usize;
         if len < self.hdr_len + ETH_HLEN || used.len > used.writable {
             self.length_error(len);
             return Ok(Taken::Bad);
         }
         len -= self.hdr_len;
-        let offset = used.token as usize * self.stride;
-        let hdr = self.read_hdr(offset);
-        let first = Piece {
-            offset: offset + self.hdr_len,
-            len,
-        };
-        let mut rest: &[Piece] = &[];
+        let hdr = self.read_hdr(used.token);
+        let first_len = len;
         if self.mode == RxMode::Mergeable && hdr.num_buffers != 1 {
             if !self.gather(hdr.num_buffers)? {
                 self.length_error(len);
                 return Ok(Taken::Bad);
             }
-            rest = &self.rest;
-            len += rest.iter().map(|piece| piece.len).sum::<usize>();
+            len += self.rest.iter().map(|piece| piece.len).sum::<usize>();
         }
+        let (page, offset) = self.pool.place(used.token);
         let mut frame = RxFrame {
             hdr,
             pool: &self.pool,
-            first,
-            rest,
+            page,
+            offset: offset + self.hdr_len,
+            first_len,
+            rest: &self.rest,
             len,
             rsc: RscInfo::default(),
         };
@@ -367,26 +389,44 @@ impl ReceiveQueue {
         Ok(Taken::Frame(deliver(frame)))
     }
 
+    /// The device has used a buffer, or never will.
+    #[inline(always)] // nothing is left of it
+    fn sync_for_cpu(&self, frag: u32) {
+        if CONFIG_DMA_API_DEBUG {
+            let (page, offset) = self.pool.place(frag);
+            page.sync_single_for_cpu(offset, self.buf_len, DmaDirection::FromDevice);
+        }
+    }
+
+    /// The other buffers of a frame were read, or will not be.
+    #[cold]
+    fn put_rest(&mut self) {
+        for piece in self.rest.drain(..) {
+            self.pool.put_frag(piece.frag, true);
+        }
+    }
+
     #[inline(always)] // on the way of each packet; called once
-    fn read_hdr(&self, offset: usize) -> VirtioNetHdr {
+    fn read_hdr(&self, frag: u32) -> VirtioNetHdr {
+        let (page, offset) = self.pool.place(frag);
         // A few loads instead of a call.
         match self.hdr_len {
             MAX_HDR_LEN => {
-                let (low, high, report) = self.pool.read_u64_u64_u32(offset);
+                let (low, high, report) = page.read_u64_u64_u32(offset);
                 VirtioNetHdr::from_long_words(low, high, report)
             }
             USUAL_HDR_LEN => {
-                let (low, high) = self.pool.read_u64_u32(offset);
+                let (low, high) = page.read_u64_u32(offset);
                 VirtioNetHdr::from_words(low, high)
             }
-            _ => self.read_short_hdr(offset),
+            _ => self.read_short_hdr(page, offset),
         }
     }
 
     #[cold]
-    fn read_short_hdr(&self, offset: usize) -> VirtioNetHdr {
+    fn read_short_hdr(&self, page: &DmaSlice, offset: usize) -> VirtioNetHdr {
         let mut bytes = [0; MAX_HDR_LEN];
-        self.pool.read(offset, &mut bytes[..self.hdr_len]);
+        page.read(offset, &mut bytes[..self.hdr_len]);
         VirtioNetHdr::from_bytes(&bytes, self.features)
     }
 
@@ -399,7 +439,6 @@ impl ReceiveQueue {
 
     /// Takes the frame's other buffers into `rest`; whether all were there and possible.
     fn gather(&mut self, num_buffers: u16) -> Result<bool, RingFault> {
-        self.rest.clear();
         if num_buffers == 0 {
             log::debug!("rx error: a frame in 0 buffers");
             return Ok(false);
@@ -410,11 +449,10 @@ impl ReceiveQueue {
                 log::debug!("rx error: {missing} buffers out of {num_buffers} missing");
                 return Ok(false);
             };
-            self.free.push(used.token);
+            self.sync_for_cpu(used.token);
             good &= used.len <= used.writable;
-            let offset = used.token as usize * self.stride;
             self.rest.push(Piece {
-                offset,
+                frag: used.token,
                 len: used.len as usize,
             });
         }
@@ -423,14 +461,18 @@ impl ReceiveQueue {
 
     /// Takes all buffers back from a stopped ring (`free_receive_bufs`).
     pub fn detach_all(&mut self) {
-        while let Some(slot) = self.vq.detach_unused_buf() {
-            self.free.push(slot);
+        while let Some(frag) = self.vq.detach_unused_buf() {
+            self.sync_for_cpu(frag);
+            self.pool.put_frag(frag, false);
         }
     }
 
     /// Gives ring and buffers back to guest memory; the device must be stopped.
-    pub fn release(self) {
-        self.pool.memory().release(&self.pool);
+    pub fn release(mut self) {
+        self.detach_all();
+        if let Err(inflight) = self.pool.destroy() {
+            log::error!("{inflight}");
+        }
         self.vq.release();
     }
 }

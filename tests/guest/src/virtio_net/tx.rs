@@ -10,7 +10,8 @@ use super::coalesce::{Coalesce, IntrCoal};
 use super::header::VirtioNetHdr;
 use super::rx::{MAX_GSO_LEN, good_packet_len};
 use super::stats::TxStats;
-use crate::memory::{GuestMemory, GuestSlice, MemoryError};
+use crate::dma::{CONFIG_DMA_API_DEBUG, DmaDevice, DmaDirection, DmaMappingError, DmaSlice};
+use crate::memory::{GuestMemory, MemoryError};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions};
 use crate::ring::{AddError, RingFault, Segment};
 use crate::transport::Transport;
@@ -52,6 +53,9 @@ pub enum XmitError {
     /// No buffer holds it.
     #[error("frame of {0} bytes does not fit into a transmit buffer")]
     TooLong(usize),
+    /// Its buffer could not be mapped.
+    #[error("{0}")]
+    Mapping(#[from] DmaMappingError),
     /// The ring is broken.
     #[error("{0}")]
     Broken(#[from] RingFault),
@@ -80,7 +84,8 @@ pub struct SendQueue {
     /// Entries of an indirect table.
     indirect: usize,
     hdr_len: usize,
-    pool: GuestSlice,
+    device: DmaDevice,
+    pool: DmaSlice,
     stride: usize,
     free: Vec<u32>,
     /// Frame length in each buffer, for the byte count.
@@ -115,6 +120,7 @@ impl SendQueue {
         let mut vq = Virtqueue::new(memory, size, options)?;
         // Completions are taken when frames are sent; who wants interrupts asks for them.
         vq.disable_cb();
+        let device = DmaDevice::new(memory, || format!("output.{}", index / 2));
         Ok(Self {
             vq,
             stats: TxStats::default(),
@@ -123,7 +129,8 @@ impl SendQueue {
             index,
             indirect: usize::from(options.indirect),
             hdr_len,
-            pool: memory.allocate(stride * usize::from(size), 64)?,
+            device,
+            pool: DmaSlice::allocate(memory, stride * usize::from(size), 64, device)?,
             stride,
             free: (0..u32::from(size)).rev().collect(),
             lens: vec![0; usize::from(size)],
@@ -180,7 +187,7 @@ impl SendQueue {
         let offset = slot as usize * self.stride;
         self.pool.write(offset, &hdr.to_bytes()[..self.hdr_len]);
         self.pool.write(offset + self.hdr_len, frame);
-        let addr = self.pool.guest_addr() + offset as u64;
+        let addr = self.pool.map_single(offset, len, DmaDirection::ToDevice)?;
         let added = if self.layout == TxLayout::Single {
             self.vq.add(&[Segment::new(addr, len as u32)], &[], slot)
         } else {
@@ -194,12 +201,23 @@ impl SendQueue {
                 self.lens[slot as usize] = frame.len() as u32;
                 Ok(slot)
             }
-            Err(AddError::Broken(fault)) => Err(fault.into()),
-            Err(_) => {
+            Err(error) => {
+                self.pool.unmap_single(offset, len, DmaDirection::ToDevice);
+                if let AddError::Broken(fault) = error {
+                    return Err(fault.into());
+                }
                 self.stats.busy += 1;
                 Err(XmitError::Busy)
             }
         }
+    }
+
+    /// The device is done with a buffer.
+    #[inline(always)] // nothing is left of it
+    fn unmap(&self, slot: u32) {
+        let len = self.hdr_len + self.lens[slot as usize] as usize;
+        let offset = slot as usize * self.stride;
+        self.pool.unmap_single(offset, len, DmaDirection::ToDevice);
     }
 
     /// Publishes added frames and kicks if the device wants it.
@@ -236,6 +254,9 @@ impl SendQueue {
         let Some(used) = self.vq.get_buf()? else {
             return Ok(None);
         };
+        if CONFIG_DMA_API_DEBUG {
+            self.unmap(used.token);
+        }
         self.stats.packets += 1;
         self.stats.bytes += u64::from(self.lens[used.token as usize]);
         self.free.push(used.token);
@@ -276,13 +297,16 @@ impl SendQueue {
     /// Takes all buffers back from a stopped ring (`free_unused_bufs`).
     pub fn detach_all(&mut self) {
         while let Some(slot) = self.vq.detach_unused_buf() {
+            self.unmap(slot);
             self.free.push(slot);
         }
     }
 
     /// Gives ring and buffers back to guest memory; the device must be stopped.
-    pub fn release(self) {
-        self.pool.memory().release(&self.pool);
+    pub fn release(mut self) {
+        self.detach_all();
+        self.device.remove(self.pool.memory());
+        self.pool.release();
         self.vq.release();
     }
 }

@@ -97,6 +97,7 @@ impl InProcess {
         let mut rest = bytes;
         for desc in chain {
             let here = rest.len().min(desc.len as usize);
+            self.memory.dma_debug().device_access(desc.addr, here, true);
             self.memory.write(desc.addr, &rest[..here]).unwrap();
             rest = &rest[here..];
         }
@@ -115,6 +116,9 @@ impl InProcess {
             let mut bytes = Vec::new();
             for desc in chain.iter().filter(|desc| desc.flags & 2 == 0) {
                 let mut piece = vec![0; desc.len as usize];
+                self.memory
+                    .dma_debug()
+                    .device_access(desc.addr, piece.len(), false);
                 self.memory.read(desc.addr, &mut piece).unwrap();
                 bytes.extend(piece);
             }

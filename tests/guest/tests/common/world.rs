@@ -122,6 +122,11 @@ impl World {
         })
     }
 
+    /// The guest's memory, as the device sees it.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
     /// Has a frame arrive at `at`; calls come in order of time.
     pub fn schedule(&self, at: u64, frame: &[u8]) {
         self.schedule_with(at, 0, VirtioNetHdr::default(), frame);
@@ -199,6 +204,7 @@ impl World {
             let before = rest.len();
             for desc in chain {
                 let here = rest.len().min(desc.len as usize);
+                self.memory.dma_debug().device_access(desc.addr, here, true);
                 self.memory.write(desc.addr, &rest[..here]).unwrap();
                 rest = &rest[here..];
             }
@@ -242,8 +248,9 @@ impl World {
             };
             let mut bytes = Vec::new();
             for desc in chain {
-                let at = bytes.len();
-                bytes.resize(at + desc.len as usize, 0);
+                let (at, len) = (bytes.len(), desc.len as usize);
+                self.memory.dma_debug().device_access(desc.addr, len, false);
+                bytes.resize(at + len, 0);
                 self.memory.read(desc.addr, &mut bytes[at..]).unwrap();
             }
             let features = self.features.get();

@@ -6,6 +6,7 @@ mod common;
 mod announce;
 mod bridge;
 mod connections;
+mod cork;
 mod devices;
 mod dim;
 mod files;

@@ -75,8 +75,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ("InDiscards", 0),
             ("InDelivers", snmp.ip_in_delivers),
             ("OutRequests", snmp.ip_out_requests),
-            ("OutDiscards", 0),
-            ("OutNoRoutes", 0),
+            ("OutDiscards", snmp.ip_out_discards),
+            ("OutNoRoutes", snmp.ip_out_no_routes),
             ("ReasmTimeout", snmp.ip_reasm_timeout),
             ("ReasmReqds", snmp.ip_reasm_reqds),
             ("ReasmOKs", snmp.ip_reasm_oks),
@@ -141,9 +141,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ("InErrors", errors),
             ("OutDatagrams", snmp.udp_out_datagrams),
             ("RcvbufErrors", full),
-            ("SndbufErrors", 0),
+            ("SndbufErrors", snmp.udp_sndbuf_errors),
             ("InCsumErrors", checksums),
             ("IgnoredMulti", self.dropped([RxDrop::UdpIgnoredMulti])),
+            // There is no limit to what all sockets have (`udp_mem`).
             ("MemErrors", 0),
         ]
     }
