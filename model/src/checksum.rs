@@ -1,5 +1,5 @@
-//! The checksum engine: verifies the TCP or UDP checksum of a received frame, and inserts the one that a
-//! driver left to the card.
+//! The checksum engine: verifies the TCP or UDP checksum of a received frame, and IPv4's of its header, and inserts the one
+//! that a driver left to the card.
 //!
 //! The Internet checksum is that of RFC 1071; the pseudo-headers are those of RFC 9293 (3.1), RFC 768 and
 //! RFC 8200 (8.1). Fragments are not verified: the sum covers the whole datagram. A frame with a wrong
@@ -184,6 +184,32 @@ pub(crate) fn is_right<const VERSION: u8>(bytes: &[u8], headers: Plain<VERSION>)
 #[inline(always)] // on the way of each packet
 fn is_zero(total: u64) -> bool {
     total.is_multiple_of(0xffff)
+}
+
+/// Whether the checksum of an IPv4 header, with its options, is right (RFC 791, 3.1); that of any other there is not, and it is.
+#[must_use]
+pub fn is_header_right(bytes: &[u8], summary: &Summary) -> bool {
+    let header = summary.network_offset.into()..summary.transport_offset.into();
+    // The summary vouches for the header being there; the version sees to it that it is not all zeros.
+    let header = bytes
+        .get(header)
+        .filter(|_| summary.network == Network::Ipv4);
+    header.is_none_or(|header| is_zero(words(header, 0)))
+}
+
+/// [`is_header_right`] of a frame as most are.
+#[inline(always)] // on the way of each packet
+pub(crate) fn is_plain_header_right<const VERSION: u8>(bytes: &[u8]) -> bool {
+    if VERSION != 4 {
+        return true;
+    }
+    let header = bytes.get(Plain::<4>::TRANSPORT - 20..);
+    let Some([first @ .., a, b, c, d]) = header.and_then(<[u8]>::first_chunk::<20>) else {
+        return false;
+    };
+    let (words, _) = first.as_chunks::<8>();
+    let last = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
+    is_zero(words.iter().copied().fold(last, add))
 }
 
 /// Whether a frame as most are has no checksum: UDP over IPv4 may do without (RFC 768).

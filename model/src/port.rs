@@ -349,6 +349,9 @@ impl Port {
         if summary.is_tagged() && !self.filter.promiscuous {
             self.vlan.admit(bytes)?;
         }
+        if !checksum::is_header_right(bytes, &summary) {
+            self.counters.rx_checksums.count_bad_header(1);
+        }
         match frame.checksum {
             Checksum::Unknown => self.verify(frame, &summary),
             Checksum::Valid => self.counters.rx_checksums.count_good(summary.transport),

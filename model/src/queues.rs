@@ -285,6 +285,9 @@ impl Queues {
             self.attend(queue, Direction::Transmit, now, host);
         }
         let moderation = self.moderator.of_mut(queue, Direction::Transmit);
+        if moderation.is_quiet() {
+            return;
+        }
         moderation.expire(now, now);
         if moderation.take_due() {
             host.interrupt(queue, Direction::Transmit);

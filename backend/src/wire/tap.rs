@@ -238,6 +238,8 @@ mod flow_control_tests;
 #[cfg(test)]
 mod multi_queue_tests;
 #[cfg(test)]
+mod receive_tests;
+#[cfg(test)]
 mod super_frame_tests;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
-//! What became of the transport checksums of received frames.
+//! What became of the checksums of received frames.
 //!
-//! Each frame that the filters admitted is in one of four: right, wrong, without one that can be verified, and left to be computed
-//! by whoever sent it (VIRTIO's "needs checksum"). Right and wrong ones are told apart by protocol. IPv4's checksum of its own
-//! header is not among them: hosts verify it whatever a card says, and VIRTIO has no word for it.
+//! By its transport checksum each frame that the filters admitted is in one of four: right, wrong, without one that can be verified, and
+//! left to be computed by whoever sent it (VIRTIO's "needs checksum"). Right and wrong ones are told apart by protocol. Wrong ones of
+//! IPv4's header are counted beside that, whatever the packet carries: VIRTIO has no word for them, and hosts verify them whatever a card says.
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -12,13 +12,14 @@ use crate::parse::Transport;
 /// Frames by transport protocol; [`Transport::None`] is any other.
 type ByTransport = [u64; 3];
 
-/// Received frames by what is known of their transport checksum.
+/// Received frames by what is known of their checksums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checksums {
     good: ByTransport,
     bad: ByTransport,
     none: u64,
     left: u64,
+    bad_header: u64,
 }
 
 impl Checksums {
@@ -42,6 +43,11 @@ impl Checksums {
     /// Counts `frames` frames whose checksum was left to be computed.
     pub fn count_left(&mut self, frames: u64) {
         self.left += frames;
+    }
+
+    /// Counts `frames` frames whose IPv4 header has a wrong checksum.
+    pub fn count_bad_header(&mut self, frames: u64) {
+        self.bad_header += frames;
     }
 
     /// Frames whose checksum is right: it was verified, here or by whoever handed the frame over.
@@ -80,6 +86,12 @@ impl Checksums {
         self.left
     }
 
+    /// Frames whose IPv4 header has a wrong checksum; they are delivered, and among the others by what they carry.
+    #[must_use]
+    pub fn bad_header(&self) -> u64 {
+        self.bad_header
+    }
+
     /// Frames that were looked at.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -97,6 +109,7 @@ impl Serialize for Checksums {
             ("rx_checksum_bad", self.bad()),
             ("rx_checksum_bad_tcp", self.bad_of(tcp)),
             ("rx_checksum_bad_udp", self.bad_of(udp)),
+            ("rx_checksum_bad_ip", self.bad_header()),
             ("rx_checksum_none", self.none()),
             ("rx_checksum_left", self.left()),
         ];

@@ -1,9 +1,9 @@
 //! The port's counts under the names that others know them by: this is the one table.
 //!
-//! [`ETHTOOL`] has the standard groups of Linux's `ethtool -S DEV --all-groups`, as it prints them, and those of
-//! `ethtool -I --show-pause`, and for each priority those of a driver that has priority-based flow control; [`RFC`] the MIBs: RFC 2819 (RMON), RFC 3635
-//! (EtherLike), RFC 2863 (interfaces) and IEEE 802.1Q's of that flow control. All are of 64
-//! bits. Counters that the card has no way to raise stand there as zero, with the reason; [`UNNAMED`] says which frames no name
+//! [`ETHTOOL`] has the standard groups of Linux's `ethtool -S DEV --all-groups`, as it prints them, those of
+//! `ethtool -I --show-pause`, and drivers' names where there are no standard ones: pause frames of each priority, wrong checksums of
+//! each kind; [`RFC`] the MIBs: RFC 2819 (RMON), RFC 3635 (EtherLike), RFC 2863 (interfaces) and IEEE 802.1Q's of
+//! priority-based flow control. All are of 64 bits. Counters that the card has no way to raise stand there as zero, with the reason; [`UNNAMED`] says which frames no name
 //! is for.
 //!
 //! The MAC's names, of IEEE 802.3, and the MIBs count MAC Control frames that the card sends, which are no frames of the driver's; RMON
@@ -69,6 +69,10 @@ const fn zero(name: &'static str, section: &'static str, why: &'static str) -> N
 const DUPLEX: &str = "no CSMA/CD: the two directions do not disturb each other";
 /// Frames of priority-based flow control that speak of a priority; there is no standard name for them.
 const MLX5: &str = "Linux's driver mlx5";
+/// The module, 1.3.111.2.802.1.1.21: its two counts are of whole frames, of whatever priorities they speak.
+const PFC_MIB: &str = "IEEE8021-PFC-MIB (IEEE 802.1Q, 12.23)";
+/// Wrong checksums by kind; there is no standard name for them, either.
+const SFC: &str = "Linux's driver sfc";
 const CODING: &str = "frames come whole, the line's coding is not modelled";
 
 /// The standard groups of `ethtool -S DEV --all-groups`, and pause frames as `ethtool -I --show-pause DEV` has them.
@@ -210,6 +214,8 @@ pub const ETHTOOL: &[Name] = &[
         PortCounters::pause_sent,
     ),
     of("rx_pause_frames", "IEEE 802.3, 30.3.4.3", |c| c.rx_pause),
+    of("rx_ip_hdr_chksum_err", SFC, |c| c.rx_checksums.bad_header()),
+    of("rx_tcp_udp_chksum_err", SFC, |c| c.rx_checksums.bad()),
     of("rx_prio0_pause", MLX5, |c| c.pfc.received(0)),
     of("tx_prio0_pause", MLX5, |c| c.pfc.sent(0)),
     of("rx_prio1_pause", MLX5, |c| c.pfc.received(1)),
@@ -228,7 +234,7 @@ pub const ETHTOOL: &[Name] = &[
     of("tx_prio7_pause", MLX5, |c| c.pfc.sent(7)),
 ];
 
-/// The objects of RFC 2819, RFC 3635, RFC 2863 and IEEE 802.1Q, clause 17.
+/// The objects of RFC 2819, RFC 3635, RFC 2863 and of IEEE8021-PFC-MIB.
 pub const RFC: &[Name] = &[
     of("etherStatsDropEvents", "RFC 2819", |c| {
         c.drops.get(Drop::RxFifoOverflow)
@@ -307,16 +313,8 @@ pub const RFC: &[Name] = &[
     }),
     of("dot3InPauseFrames", "RFC 3635", |c| c.rx_pause),
     of("dot3OutPauseFrames", "RFC 3635", PortCounters::pause_sent),
-    of(
-        "ieee8021PfcRequests",
-        "IEEE 802.1Q, 12.23 and 17.7.17",
-        |c| c.pfc.tx_frames,
-    ),
-    of(
-        "ieee8021PfcIndications",
-        "IEEE 802.1Q, 12.23 and 17.7.17",
-        |c| c.pfc.rx_frames,
-    ),
+    of("ieee8021PfcRequests", PFC_MIB, |c| c.pfc.tx_frames),
+    of("ieee8021PfcIndications", PFC_MIB, |c| c.pfc.rx_frames),
     of("ifHCInOctets", "RFC 2863; RFC 3635, 3.2.5", |c| {
         c.rx_octets - c.rx_error_octets - c.rx_filtered_octets
     }),

@@ -227,15 +227,20 @@ impl Arbitration {
 
     /// Begins anew: auto-negotiation was enabled, disabled or restarted.
     pub(super) fn restart(&mut self, now: Nanos, medium: &Medium) {
-        self.heard = None;
-        self.heard_all = false;
-        self.pages = 0;
-        self.resolution = None;
+        self.forget();
         if medium.forced.is_some() {
             self.enter(State::Disabled, now, medium);
         } else {
             self.enter(State::TransmitDisable, now, medium);
         }
+    }
+
+    /// Forgets what the other end said, or was taken for.
+    fn forget(&mut self) {
+        self.heard = None;
+        self.heard_all = false;
+        self.pages = 0;
+        self.resolution = None;
     }
 
     /// Brings a forced link up without delay, if the other end's signal suits.
@@ -250,18 +255,19 @@ impl Arbitration {
     pub(super) fn halt(&mut self) {
         self.state = State::Disabled;
         self.due = None;
-        self.resolution = None;
-        self.heard = None;
-        self.heard_all = false;
+        self.forget();
     }
 
     /// What comes from the other end has changed.
     pub(super) fn signal_changed(&mut self, now: Nanos, medium: &Medium) {
         match self.state {
             State::Disabled | State::ForcedGood => self.enter(State::Disabled, now, medium),
-            // Its timer runs on, and whoever was detected is looked for when it is done.
-            State::TransmitDisable | State::LinkStatusCheck => {}
-            State::AbilityDetect => self.enter(State::AbilityDetect, now, medium),
+            // Its timer runs on, and whoever was detected is looked for when it is done. One that nothing came of is gone.
+            State::TransmitDisable | State::LinkStatusCheck => self.forget(),
+            State::AbilityDetect => {
+                self.forget();
+                self.enter(State::AbilityDetect, now, medium);
+            }
             State::LinkGoodCheck => {
                 self.trains = false;
                 self.due = Some(self.inhibited);

@@ -39,7 +39,7 @@ impl Port {
     }
 
     /// Looks into a frame as most are: with nothing to check at the MAC, for the station's own address, plain TCP or UDP, its
-    /// checksum right. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
+    /// checksums right. `None` if it is any other; then nothing has happened. What it finds is what [`Port::examine`] would find.
     #[inline(always)]
     fn glance<const VERSION: u8>(
         &mut self,
@@ -50,7 +50,8 @@ impl Port {
         let usual = matches!(frame.checksum, Checksum::Unknown)
             && self.mac.is_plain(frame)
             && self.filter.is_own(bytes)
-            && checksum::is_right(bytes, headers);
+            && checksum::is_right(bytes, headers)
+            && checksum::is_plain_header_right::<VERSION>(bytes);
         if !usual {
             return None;
         }
@@ -71,7 +72,10 @@ impl Port {
         let verified = matches!(frame.checksum, Checksum::Valid);
         let unused =
             || matches!(frame.checksum, Checksum::Unknown) && checksum::is_unused(bytes, headers);
-        let usual = (verified || unused()) && self.mac.is_plain(frame) && self.filter.is_own(bytes);
+        let usual = (verified || unused())
+            && self.mac.is_plain(frame)
+            && self.filter.is_own(bytes)
+            && checksum::is_plain_header_right::<VERSION>(bytes);
         if !usual {
             return None;
         }

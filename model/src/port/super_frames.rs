@@ -4,6 +4,7 @@
 //! the FIFO. To a wire that takes them they go as one, to any other in segments.
 
 use super::{Fifos, Port};
+use crate::checksum;
 use crate::counters::Drop;
 use crate::filter::Destination;
 use crate::frame::{Checksum, Contents, FCS, Frame};
@@ -74,6 +75,9 @@ impl Port {
             self.vlan.admit(bytes)?;
         }
         self.counters.rx_checksums.count_left(frames);
+        if !checksum::is_header_right(bytes, &summary) {
+            self.counters.rx_checksums.count_bad_header(frames);
+        }
         let inner = tunnel::inner(bytes, &summary, self.hash_tunnel_types);
         let hashed = inner.as_ref().unwrap_or(&summary);
         let steered = self.rss.steer(bytes, hashed, &Fifos(&self.fifos));

@@ -81,6 +81,9 @@ impl Port {
             let before = self.lines[this].tx_octets;
             let fetched = fetch(self, QueueIndex(this as u16), budget);
             emptied += usize::from(!fetched.more);
+            if fetched.frames == 0 && held.is_none() {
+                continue;
+            }
             let octets = self.lines[this].tx_octets - before;
             if fetched.frames > 0 || octets > 0 {
                 let frames = fetched.frames.max(1);

@@ -169,6 +169,129 @@ fn a_link_that_was_lost_shows_until_it_is_read_in_each_register() {
     }
 }
 
+/// What the registers say of the other end alone, without what stays until it is read.
+fn of_partner(phy: &Phy) -> Vec<u16> {
+    let registers = [
+        (Address::mii(mii::ANLPAR), 0xffff),
+        // Able to exchange next pages, able to negotiate.
+        (Address::mii(mii::ANER), 1 << 3 | mii::ANER_LPANABLE),
+        (Address::mii(mii::ANLPRNPR), 0xffff),
+        // The clock, both receivers, what it can do; not the fault.
+        (Address::mii(mii::GBSR), 0x7c00),
+        // Extended next pages, complete, able to negotiate.
+        (Address::mmd(AN, 1), 1 << 7 | 1 << 5 | 1),
+        (Address::mmd(AN, 19), 0xffff),
+        (Address::mmd(AN, 20), 0xffff),
+        (Address::mmd(AN, 21), 0xffff),
+        (Address::mmd(AN, 33), 0x7fff),
+        // What was agreed on.
+        (Address::mmd(AN, 48), 0xfffe),
+        (Address::mmd(AN, 49), 0xffff),
+    ];
+    let shown = registers.map(|(address, mask)| phy.peek(address) & mask);
+    shown.to_vec()
+}
+
+#[test]
+fn nothing_of_a_partner_is_left_when_it_is_gone_or_negotiated_with_anew() {
+    type Leave = fn(&mut Phy);
+    let leave: [(&str, Leave); 6] = [
+        ("pulled out", |phy| {
+            phy.set_link(LATER, false);
+        }),
+        ("another one that says nothing", |phy| {
+            phy.set_partner(LATER, "1000full,silent".parse().unwrap());
+        }),
+        ("restarted", |phy| {
+            let restart = BMCR_ANENABLE | BMCR_ANRESTART;
+            phy.write(LATER, Address::mii(BMCR), restart);
+        }),
+        ("not negotiating", |phy| {
+            phy.write(LATER, Address::mii(BMCR), BMCR_FULLDPLX);
+        }),
+        ("without power", |phy| {
+            phy.write(LATER, Address::mii(BMCR), BMCR_ANENABLE | BMCR_PDOWN);
+        }),
+        ("reset", |phy| {
+            phy.write(LATER, Address::mii(BMCR), BMCR_RESET);
+        }),
+    ];
+    // A link with each family and kind of page; one that was detected, of the right duplex mode and of another; and none.
+    let partners = [
+        ("1G", "same", true),
+        ("1G", "100half,10full,pause", true),
+        ("1G", "100half,silent", true),
+        ("1G", "100full,silent", true),
+        ("1G", "10000full", false),
+        ("1G", "1000full,master", true),
+        ("10G", "1000full,10000full,asym", true),
+        ("100G", "25000full,100000full,pause", true),
+        ("100G", "400000full", false),
+    ];
+    for (speed, partner, links) in partners {
+        for (way, leave) in leave {
+            let mut phy = negotiating(speed, partner);
+            run(&mut phy, LATER, |_| false);
+            assert_eq!(phy.link(), links, "{speed} {partner}");
+            phy.advance(LATER);
+            let before = of_partner(&phy);
+            assert!(before.iter().any(|&bits| bits != 0), "{speed} {partner}");
+            leave(&mut phy);
+            let after = of_partner(&phy);
+            assert!(!phy.link(), "{speed} {partner}, {way}");
+            assert!(
+                after.iter().all(|&bits| bits == 0),
+                "{speed} {partner}, {way}: {before:04x?} {after:04x?}"
+            );
+            let status = phy.status();
+            assert!(!status.parallel_detection && !status.duplex_mismatch);
+            assert_eq!(phy.pause(), (false, false), "{speed} {partner}, {way}");
+        }
+    }
+}
+
+#[test]
+fn one_that_nothing_came_of_is_forgotten_whenever_it_goes() {
+    for (speed, partner) in [("1G", "10000full"), ("100G", "400000full")] {
+        for ms in (0..3_000).step_by(37) {
+            let mut phy = negotiating(speed, partner);
+            phy.advance(LATER);
+            let gone = LATER + Duration::from_millis(ms);
+            phy.set_link(gone, false);
+            // Pages that have begun are waited for no longer.
+            assert_eq!(of_partner(&phy), [0; 11], "{speed} {partner} at {ms}");
+        }
+    }
+}
+
+#[test]
+fn a_partner_that_was_detected_is_detected_again_with_what_it_is_by_then() {
+    for (first, then, page, mismatch) in [
+        ("100full,silent", "100full,silent", 1 << 7, true),
+        ("100full,silent", "100half,silent", 1 << 7, false),
+        ("100half,silent", "10full,silent", 1 << 5, true),
+        ("100half,silent", "100full", 1 << 14 | 1 << 8 | 1, false),
+        ("100full", "100full,silent", 1 << 7, true),
+        ("10000full", "100full,silent", 1 << 7, true),
+    ] {
+        let mut phy = negotiating("1G", first);
+        run(&mut phy, LATER, |_| false);
+        phy.advance(LATER);
+        phy.set_partner(LATER, then.parse().unwrap());
+        let end = Nanos(2 * LATER.0);
+        phy.advance(end);
+        let status = phy.status();
+        assert!(phy.link(), "{first}, {then}");
+        assert_eq!(
+            status.duplex_mismatch, mismatch,
+            "{first}, {then}: {status:?}"
+        );
+        assert_eq!(phy.peek(Address::mii(mii::ANLPAR)), page, "{first}, {then}");
+        let able = phy.peek(Address::mii(mii::ANER)) & mii::ANER_LPANABLE != 0;
+        assert_eq!(able, !then.contains("silent"), "{first}, {then}");
+    }
+}
+
 #[test]
 fn a_remote_fault_shows_until_it_is_read_and_over() {
     let mut phy = negotiating("1G", "same");

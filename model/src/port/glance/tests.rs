@@ -5,9 +5,10 @@ use proptest::prelude::*;
 
 use crate::checksum;
 use crate::frame::{Checksum, Frame};
-use crate::parse::{Plain, Transport, summarise};
+use crate::parse::{Network, Plain, Transport, summarise};
 use crate::port::{Port, PortConfig};
 use crate::rss::{HashConfig, HashTypes, RssConfig};
+use crate::segment;
 use crate::time::Nanos;
 
 /// How a port steers.
@@ -113,6 +114,15 @@ impl Recipe {
 
 const IPV6_LENGTH: usize = 14 + 4;
 const IPV6_NEXT: usize = 14 + 6;
+
+/// Makes the checksum of an IPv4 header right again.
+fn mend_header(bytes: &mut [u8]) {
+    let summary = summarise(bytes);
+    if summary.network == Network::Ipv4 {
+        let header = summary.network_offset.into()..summary.transport_offset.into();
+        segment::insert_header_checksum(&mut bytes[header]);
+    }
+}
 
 /// Makes the transport checksum of `bytes` right again, if there is one.
 fn mend(bytes: &mut [u8]) {
@@ -237,13 +247,16 @@ proptest! {
         types in prop_oneof![Just(HashTypes::ALL.bits()), 0..=HashTypes::ALL.bits()],
         recipe in any_recipe(),
         damage in proptest::collection::vec(any_damage(), 0..3),
-        mended in any::<bool>(),
+        [mended, header_mended] in any::<[bool; 2]>(),
         checksum in any_checksum(),
     ) {
         let mut bytes = recipe.frame();
         damage.iter().for_each(|damage| damage.happen(&mut bytes));
         if mended {
             mend(&mut bytes);
+        }
+        if header_mended {
+            mend_header(&mut bytes);
         }
         let (mut quick, mut thorough) = (port(pairs, steering, types), port(pairs, steering, types));
         let mut frames = Vec::new();
@@ -341,7 +354,8 @@ fn it_is_not_enough_for_what_needs_a_thorough_look() {
         assert_eq!(with(Damage::Header(5, 1)), [false; 2], "to another");
         assert_eq!(with(Damage::Length(1)), [false; 2], "more than there is");
         // As long as none has been verified, less than UDP says makes no sense.
-        assert_eq!(with(Damage::Length(-1)), [false, true], "less than UDP has");
+        // IPv4's header tells that it is damaged, too.
+        assert_eq!(with(Damage::Length(-1)), [false, ipv6], "less than UDP has");
         // UDP over IPv6 may not do without.
         assert_eq!(with(Damage::Unused), [!ipv6, true], "no checksum");
         let last = good.len() - 1;

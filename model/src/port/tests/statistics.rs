@@ -246,6 +246,64 @@ fn checksums_are_counted_by_what_they_are_of() {
 }
 
 #[test]
+fn wrong_checksums_of_headers_are_counted_beside_those_of_what_is_behind_them() {
+    let (mut card, mut host) = (jumbo(), Recorder::default());
+    let good = datagram(OWN, 100);
+    // The time to live is in no pseudo-header.
+    let mut header = good.clone();
+    header[22] ^= 1;
+    let mut both = header.clone();
+    *both.last_mut().unwrap() ^= 1;
+    let mut unused = header.clone();
+    unused[40..42].fill(0);
+    // Of a protocol that has no checksum here, and with options.
+    let mut other = good.clone();
+    other[23] = 132;
+    let mut options = good.clone();
+    options.splice(34..34, [1, 1, 1, 0]);
+    options[14] = 0x46;
+    options[17] += 4;
+    let sum = checksum::sum(&options[14..38], 0);
+    let mut right = options.clone();
+    let field = u16::from_be_bytes([right[24], right[25]]);
+    let mended = checksum::sum(&(!sum).to_be_bytes(), field.into());
+    right[24..26].copy_from_slice(&mended.to_be_bytes());
+    let mut group = header.clone();
+    group[..6].fill(0xff);
+    let mut tagged = header.clone();
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    // Version 6 has none.
+    let mut six = Vec::new();
+    PacketBuilder::ethernet2([2; 6], OWN)
+        .ipv6([1; 16], [2; 16], 64)
+        .udp(1, 2)
+        .write(&mut six, &[0x5a; 40])
+        .unwrap();
+    let bad = [header.clone(), both, unused, other, options, group, tagged];
+    let frames: Vec<_> = bad.into_iter().chain([good, right, six]).collect();
+    assert_eq!(
+        arrive(&mut card, &mut host, Nanos(1_000_000), &frames),
+        frames.len(),
+        "none of it is a drop"
+    );
+    let mut verified = card.pool.take();
+    assert!(verified.fill(&header));
+    verified.checksum = Checksum::Valid;
+    card.receive(Nanos(2_000_000), &mut vec![verified], &mut host);
+    card.receive(Nanos(3_000_000), &mut Vec::new(), &mut host);
+    assert_balanced(&card);
+    let checksums = card.counters().rx_checksums;
+    assert_eq!(checksums.bad_header(), 8);
+    // What is behind a header counts as ever.
+    assert_eq!(
+        (checksums.good(), checksums.bad(), checksums.none()),
+        (8, 1, 2)
+    );
+    assert_eq!(named(&card, "rx_ip_hdr_chksum_err"), 8);
+    assert_eq!(named(&card, "rx_tcp_udp_chksum_err"), 1);
+}
+
+#[test]
 fn every_control_frame_has_its_counters() {
     let mut card = card(|c| {
         c.autoneg = true;
