@@ -9,7 +9,7 @@
 //! Rings, with their indirect tables, are coherent memory, which both sides use at any time.
 
 pub mod debug;
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod tests;
 
 use std::sync::Arc;

@@ -401,7 +401,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             _ => "datagram_poll",
         });
         let mut mask = PollFlags::empty();
-        if sk.sk_err.is_some() {
+        if sk.sk_err.is_some() || !sk.errors.queue.is_empty() {
             mask |= PollFlags::POLLERR;
         }
         if !sk.sk_receive_queue.is_empty() {
@@ -564,7 +564,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.ip_mc_dec_group(dev, group);
         }
         let pending = sk.pending.map(|pending| pending.skb);
-        for skb in sk.sk_receive_queue.into_iter().chain(pending) {
+        let errors = sk.errors.queue.into_iter().map(|(_, skb)| skb);
+        for skb in sk.sk_receive_queue.into_iter().chain(pending).chain(errors) {
             self.skb_cache.put(skb);
         }
         Ok(())

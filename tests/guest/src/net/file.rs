@@ -17,6 +17,9 @@ use crate::transport::Transport;
 /// What is sent waits for more; nix has no name for it.
 pub const MSG_MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
+/// Nothing more will be received; nix has no name for it, either.
+pub const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+
 /// Descriptors that a process may have (`RLIMIT_NOFILE`).
 const RLIMIT_NOFILE: usize = 1024;
 
@@ -172,11 +175,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// What may be done without waiting, of `events` and of what is told anyway (`poll`): `POLLIN`, `POLLOUT` as long as half of the
-    /// send buffer is free, `POLLERR`; `POLLNVAL` where there is no such descriptor.
+    /// send buffer is free, `POLLERR`, `POLLHUP`; `POLLNVAL` where there is no such descriptor.
     #[must_use]
     pub fn vfs_poll(&self, fd: Fd, events: PollFlags) -> PollFlags {
         match self.f_op(fd) {
-            Ok(FileOperations::Socket) => self.sock_poll(fd) & (events | PollFlags::POLLERR),
+            Ok(FileOperations::Socket) => {
+                self.sock_poll(fd) & (events | PollFlags::POLLERR | PollFlags::POLLHUP)
+            }
             Err(_) => PollFlags::POLLNVAL,
         }
     }

@@ -80,11 +80,17 @@ pub(super) struct IcmpError {
     code: u8,
     /// The MTU of a path, or the octet that is wrong.
     pub info: u32,
+    /// Who says so.
+    pub offender: u32,
 }
 
 impl IcmpError {
     pub fn is_frag_needed(self) -> bool {
         (self.icmp_type, self.code) == (ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED)
+    }
+
+    pub fn type_and_code(self) -> (u8, u8) {
+        (self.icmp_type, self.code)
     }
 
     /// What it means to a socket, and whether for good.
@@ -318,6 +324,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             icmp_type,
             code,
             info,
+            offender: skb.ip.saddr,
         };
         self.icmp_socket_deliver(quoted, error);
         true
@@ -329,7 +336,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.counters.snmp.icmp_in_errors += 1;
             return;
         };
-        self.raw_icmp_error(&iph, error);
+        self.raw_icmp_error(&iph, error, quoted);
         match iph.protocol {
             IPPROTO_UDP => self.udp_err(&iph, rest, error),
             IPPROTO_TCP => self.tcp_v4_err(&iph, rest, error),
@@ -349,24 +356,36 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// Tells a socket what became of a packet that it sent to `daddr`, unless it is of no use to it.
-    pub(super) fn sock_icmp_error(&mut self, at: usize, daddr: u32, error: IcmpError) {
+    /// Tells a socket what became of a packet that it sent to `to`, of which `payload` came back, unless it is of no use
+    /// to it.
+    pub(super) fn sock_icmp_error(
+        &mut self,
+        at: usize,
+        to: (u32, u16),
+        error: IcmpError,
+        payload: &[u8],
+    ) {
         let Some(sk) = self.socks.get(at) else {
             return;
         };
         let (pmtudisc, connected) = (sk.pmtudisc, sk.inet_daddr != 0);
+        let keeps = sk.errors.wanted;
         if error.is_frag_needed() {
             if pmtudisc.accepts_pmtu() {
-                self.ip_rt_update_pmtu(daddr, error.info as u16);
+                self.ip_rt_update_pmtu(to.0, error.info as u16);
             }
             if pmtudisc == IpPmtudisc::Dont {
                 return;
             }
         }
-        // What may pass is not worth telling.
-        if let Some((errno, true)) = error.errno()
-            && connected
-        {
+        let Some((errno, fatal)) = error.errno() else {
+            return;
+        };
+        if keeps {
+            self.ip_icmp_error(at, (error, errno), to, payload);
+        }
+        // What may pass is not worth telling who does not ask.
+        if keeps || fatal && connected {
             self.sk_error_report(at, errno);
         }
     }

@@ -76,8 +76,8 @@ struct IpMcList {
 #[derive(Debug)]
 pub(super) struct Igmp {
     groups: Vec<IpMcList>,
-    /// Until when version 2 is spoken (`mr_v2_seen`).
-    v2_until: u64,
+    /// Until when version 2 is spoken on devices where it was heard (`mr_v2_seen`).
+    v2_seen: Vec<(Ifindex, u64)>,
     seed: u32,
     timer: Option<u64>,
 }
@@ -86,7 +86,7 @@ impl Default for Igmp {
     fn default() -> Self {
         Self {
             groups: Vec::new(),
-            v2_until: 0,
+            v2_seen: Vec::new(),
             seed: 1,
             timer: None,
         }
@@ -125,8 +125,18 @@ impl Igmp {
         ((u128::from(self.seed) * u128::from(max)) >> 32) as u64
     }
 
-    fn speaks_v2(&self, now: u64) -> bool {
-        now < self.v2_until
+    fn speaks_v2(&self, dev: Ifindex, now: u64) -> bool {
+        self.v2_seen
+            .iter()
+            .any(|&seen| seen.0 == dev && now < seen.1)
+    }
+
+    /// A router on that device's link speaks version 2.
+    fn saw_v2(&mut self, dev: Ifindex, until: u64) {
+        match self.v2_seen.iter_mut().find(|seen| seen.0 == dev) {
+            Some(seen) => seen.1 = until,
+            None => self.v2_seen.push((dev, until)),
+        }
     }
 }
 
@@ -179,7 +189,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// A group was joined, or left by its last socket: routers are told, and the device.
     fn igmp_group_changed(&mut self, dev: Ifindex, multiaddr: u32) {
         let now = self.machine.now();
-        let v2 = self.igmp.speaks_v2(now);
+        let v2 = self.igmp.speaks_v2(dev, now);
         let silent = self.netdevs[dev].flags & IFF_LOOPBACK != 0;
         let delay = self.igmp.delay(INITIAL_REPORT_DELAY);
         let mut leaves = false;
@@ -256,7 +266,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             (_, code) => max_resp_code(code).max(1) * TENTH,
         };
         if message.len() == IGMP_LEN {
-            self.igmp.v2_until = now.saturating_add(OLDER_VERSION_TIME);
+            self.igmp
+                .saw_v2(dev, now.saturating_add(OLDER_VERSION_TIME));
         }
         for at in 0..self.igmp.groups.len() {
             let delay = self.igmp.delay(max_delay);
@@ -293,12 +304,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return;
         }
         let _stage = self.stage("igmp_timer_expire");
-        let v2 = self.igmp.speaks_v2(now);
-        let again = if v2 { V2_UNSOLICITED } else { V3_UNSOLICITED };
         let mut records = [(Ifindex::LO, 0, 0); MAX_RECORDS];
         let mut count = 0;
         for at in 0..self.igmp.groups.len() {
-            let delay = self.igmp.delay(again);
+            let v2 = self.igmp.speaks_v2(self.igmp.groups[at].dev, now);
+            let delay = self
+                .igmp
+                .delay(if v2 { V2_UNSOLICITED } else { V3_UNSOLICITED });
             let group = &mut self.igmp.groups[at];
             if group.timer.is_none_or(|timer| timer > now) || count == MAX_RECORDS {
                 continue;
@@ -323,7 +335,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let mut rest = &records[..count];
         while let Some(&(dev, multiaddr, _)) = rest.first() {
             let same = rest.iter().take_while(|record| record.0 == dev).count();
-            if v2 {
+            if self.igmp.speaks_v2(dev, now) {
                 self.igmp_send(dev, IGMPV2_HOST_MEMBERSHIP_REPORT, multiaddr, multiaddr);
                 rest = &rest[1..];
             } else {

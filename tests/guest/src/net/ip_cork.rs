@@ -115,6 +115,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         };
         let (before, after) = (skb.len(), skb.len() + data.len());
         if IPHDR_LEN + after > longest {
+            let to = (cork.daddr, cork.dport);
+            self.ip_local_error(at, to, mtu);
             return Err(Errno::EMSGSIZE);
         }
         // Linux has an skb for each fragment that it is going to be.

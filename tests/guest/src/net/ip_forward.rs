@@ -4,12 +4,12 @@
 //! with a hop less to live. Dropped and counted: packets that have no hop left, which their senders are told (time
 //! exceeded); those that are too long for the device and not to be fragmented (fragmentation needed, with the MTU);
 //! what the packet filter drops; and what was sent to many on the link. Nobody is redirected to a better gateway.
-//! Options were filled in where the packet came in, with that device's address.
+//! Where options record this host's address, it is that of the device by which the packet leaves.
 
 use super::checksum::{csum_fold, csum_partial};
 use super::gso::skb_gso_network_seglen;
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_EXC_TTL, ICMP_FRAG_NEEDED, ICMP_TIME_EXCEEDED};
-use super::ip_input::IP_DF;
+use super::ip_input::{IP_DF, IPHDR_LEN};
 use super::netfilter::NfHook;
 use super::route::Rtable;
 use super::skbuff::{PktType, SkBuff, Skb};
@@ -64,8 +64,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.ip_forward_finish(skb, rt);
     }
 
-    fn ip_forward_finish(&mut self, skb: Skb, rt: Rtable) {
+    fn ip_forward_finish(&mut self, mut skb: Skb, rt: Rtable) {
         let _stage = self.stage("ip_forward_finish");
+        if skb.ip.hdr_len() > IPHDR_LEN {
+            self.ip_forward_options(&mut skb, rt.dev, rt.next_hop);
+        }
         self.counters.forwarded += 1;
         // Nobody waits for it: what becomes of it is counted.
         let _ = self.ip_output(skb, rt);

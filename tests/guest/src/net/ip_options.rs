@@ -6,6 +6,8 @@
 
 use super::icmp::ICMP_PARAMETERPROB;
 use super::ip_input::IPHDR_LEN;
+use super::ip_output::ip_send_check;
+use super::netdevice::Ifindex;
 use super::route::RtType;
 use super::skbuff::SkBuff;
 use super::stats::RxDrop;
@@ -387,6 +389,30 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             self.inet_select_addr(skb.dev, skb.ip.saddr)
         }
+    }
+
+    /// A packet that is sent on leaves by another address than that by which it came: where it says this host's, it is to be
+    /// the one towards `next_hop` on `dev`.
+    #[cold]
+    pub(super) fn ip_forward_options(&self, skb: &mut SkBuff, dev: Ifindex, next_hop: u32) {
+        let _stage = self.stage("ip_forward_options");
+        let (opt, hdr_len) = (skb.opt, skb.ip.hdr_len());
+        let addr = self.inet_select_addr(dev, next_hop);
+        let Some(header) = skb.data_mut().get_mut(..hdr_len) else {
+            return;
+        };
+        // Before the pointer, which was moved when the packet came.
+        let needs = [(opt.rr_needaddr, opt.rr, 5), (opt.ts_needaddr, opt.ts, 9)];
+        for (_, at, back) in needs.into_iter().filter(|need| need.0) {
+            let at = usize::from(at);
+            let pointer = header
+                .get(at + 2)
+                .map_or(0, |pointer| usize::from(*pointer));
+            if let Some(back) = pointer.checked_sub(back) {
+                put(header, at + back, addr);
+            }
+        }
+        ip_send_check(header);
     }
 
     /// What an answer to a packet that was received has for options, and none to one that this host made; `None` where

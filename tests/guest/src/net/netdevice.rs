@@ -243,13 +243,26 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Sets the longest IP packet that a device of software sends, in bytes (`ip link set DEV mtu`).
     ///
     /// # Errors
-    /// ENODEV; EINVAL below 68 bytes (RFC 791), or where the device has a driver, which has set its rings up for another.
+    /// ENODEV; EINVAL below 68 bytes (RFC 791), or where the device has a driver, which has set its rings up for another;
+    /// ERANGE: a VLAN's is no longer than its device's.
     pub fn dev_set_mtu(&mut self, index: Ifindex, mtu: usize) -> Result<(), Errno> {
         let device = self.dev_get_by_index(index).ok_or(Errno::ENODEV)?;
         if mtu < ETH_MIN_MTU || device.netdev_ops == NetDeviceOps::Virtnet {
             return Err(Errno::EINVAL);
         }
+        if let NetDeviceOps::Vlan { real_dev, .. } = device.netdev_ops
+            && mtu > self.netdevs[real_dev].mtu
+        {
+            return Err(Errno::ERANGE);
+        }
         self.netdevs[index].mtu = mtu;
+        // Its VLANs go with it (`NETDEV_CHANGEMTU`).
+        for at in 0..self.netdevs[index].vlans.len() {
+            let (_, vlan) = self.netdevs[index].vlans[at];
+            if self.netdevs[vlan].mtu > mtu {
+                self.dev_set_mtu(vlan, mtu)?;
+            }
+        }
         Ok(())
     }
 

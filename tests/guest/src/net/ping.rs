@@ -69,7 +69,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let ident = u16::from_be_bytes([quoted[4], quoted[5]]);
         if let Some(at) = self.ping_table.lookup_local((iph.saddr, ident)) {
-            self.sock_icmp_error(at, iph.daddr, error);
+            self.sock_icmp_error(at, (iph.daddr, 0), error, quoted);
         }
     }
 

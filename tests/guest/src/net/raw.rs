@@ -116,12 +116,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// A packet that a process sent by one of these sockets was not delivered (`raw_icmp_error`).
-    pub(super) fn raw_icmp_error(&mut self, iph: &Iphdr, error: IcmpError) {
+    pub(super) fn raw_icmp_error(&mut self, iph: &Iphdr, error: IcmpError, packet: &[u8]) {
         for nth in 0..self.raw_table.len() {
             let at = self.raw_table[nth];
             let sk = self.socks.get(at);
-            if sk.is_some_and(|sk| raw_v4_match(sk, iph.protocol, iph.daddr, iph.saddr)) {
-                self.sock_icmp_error(at, iph.daddr, error);
+            let sk = sk.filter(|sk| raw_v4_match(sk, iph.protocol, iph.daddr, iph.saddr));
+            if let Some(sk) = sk {
+                // As much of it as the process wrote.
+                let before = if sk.raw.hdrincl { 0 } else { iph.hdr_len() };
+                let payload = packet.get(before..).unwrap_or_default();
+                self.sock_icmp_error(at, (iph.daddr, 0), error, payload);
             }
         }
     }

@@ -16,9 +16,11 @@ use super::sch_tbf::Tbf;
 use super::skbuff::{SkBuff, Skb};
 use super::softirq::NET_TX_SOFTIRQ;
 use super::stats::{TxDrop, TxQueueStats};
+use super::tcp::TCP_DOFF;
 use super::udp::UDPHDR_LEN;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
+use crate::virtio_net::gso::{SKB_GSO_TCPV4, SKB_GSO_TCPV6};
 use crate::virtio_net::tx::SendQueue;
 
 /// What `tc -s` shows of each discipline.
@@ -87,7 +89,19 @@ pub(super) fn qdisc_pkt_len(skb: &SkBuff) -> usize {
     if skb.gso_size == 0 {
         return skb.len();
     }
-    let headers = (skb.csum_start + UDPHDR_LEN).saturating_sub(skb.headroom());
+    let transport = skb.csum_start.saturating_sub(skb.headroom());
+    let of_tcp = skb.gso_type & (SKB_GSO_TCPV4 | SKB_GSO_TCPV6) != 0;
+    let doff = || {
+        skb.data()
+            .get(transport + TCP_DOFF)
+            .map_or(0, |doff| doff >> 4)
+    };
+    let headers = transport
+        + if of_tcp {
+            usize::from(doff()) * 4
+        } else {
+            UDPHDR_LEN
+        };
     skb.len() + headers * usize::from(skb.gso_segs.saturating_sub(1))
 }
 
@@ -454,6 +468,33 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 q.scheduled = false;
                 self.__qdisc_run(at);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::skbuff::SkbCache;
+    use super::*;
+    use crate::virtio_net::gso::SKB_GSO_UDP_L4;
+
+    /// Ethernet and IP.
+    const BEFORE: usize = 34;
+
+    #[test]
+    fn each_segment_has_headers_on_the_wire() {
+        let mut cache = SkbCache::default();
+        let mut skb = cache.alloc(64, 3000);
+        skb.put(3000);
+        assert_eq!(qdisc_pkt_len(&skb), 3000);
+        skb.csum_start = skb.headroom() + BEFORE;
+        (skb.gso_size, skb.gso_segs, skb.gso_type) = (1000, 3, SKB_GSO_UDP_L4);
+        assert_eq!(qdisc_pkt_len(&skb), 3000 + 2 * (BEFORE + 8));
+        skb.gso_type = SKB_GSO_TCPV4;
+        for words in [5, 8, 15] {
+            skb.data_mut()[BEFORE + TCP_DOFF] = words << 4;
+            let headers = BEFORE + 4 * usize::from(words);
+            assert_eq!(qdisc_pkt_len(&skb), 3000 + 2 * headers);
         }
     }
 }

@@ -322,7 +322,7 @@ impl SkBuff {
         (self.ip, self.dst, self.dev) = (whole.ip, whole.dst, whole.dev);
         self.opt = whole.opt;
         (self.hash, self.l4_hash) = (whole.hash, whole.l4_hash);
-        self.priority = whole.priority;
+        (self.priority, self.queue_mapping) = (whole.priority, whole.queue_mapping);
     }
 
     /// What its route leads to; this host, as long as it was not looked up.
@@ -513,8 +513,10 @@ mod tests {
         let mut all = [0; 9];
         assert_eq!((skb.len(), skb.copy_bits(0, &mut all)), (6, 6));
         assert_eq!(all[..6], [1, 2, 3, 4, 5, 6]);
+        skb.queue_mapping = 3;
         let copy = cache.clone_skb(&skb);
         assert_eq!(copy.data(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(copy.queue_mapping, 3, "a reader polls where it came by");
         skb.trim(2);
         assert_eq!((skb.len(), skb.data()), (2, &[1, 2][..]));
         cache.put(skb);

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use super::ip_cork::Pending;
+use super::ip_recverr::ErrorQueue;
 use super::ip_sockglue::{IpPmtudisc, McOptions};
 use super::raw::RawOptions;
 use super::skbuff::{SkBuff, Skb};
@@ -92,6 +93,8 @@ pub(super) struct Sock {
     pub corked: bool,
     /// What waits.
     pub pending: Option<Pending>,
+    /// What became of what it sent, if it wants to know.
+    pub errors: ErrorQueue,
 }
 
 /// All sockets.
@@ -135,6 +138,7 @@ impl SockTable {
             raw: RawOptions::default(),
             corked: false,
             pending: None,
+            errors: ErrorQueue::default(),
         };
         let free = self.socks.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {

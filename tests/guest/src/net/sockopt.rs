@@ -29,6 +29,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Ok(())
     }
 
+    /// Whether a socket shares its port (`SO_REUSEADDR`, `SO_REUSEPORT`).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn reuse(&self, fd: Fd) -> Result<(bool, bool), Errno> {
+        let sk = self.socks.get(self.sockfd_lookup(fd)?);
+        sk.map(|sk| (sk.sk_reuse, sk.sk_reuseport))
+            .ok_or(Errno::EBADF)
+    }
+
     /// The socket of UDP that an option of it is for.
     pub(super) fn udp_sk(&mut self, fd: Fd) -> Result<&mut Sock, Errno> {
         let sk = self.sock_mut(fd)?;

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddrV4};
 
 use smoltcp::socket::tcp::State;
 
-use super::file::PollFlags;
+use super::file::{POLLRDHUP, PollFlags};
 use super::sock::Proto;
 use super::stats::RxDrop;
 use super::tcp_sock::{Role, TcpSock};
@@ -132,9 +132,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let sk = self.tcp_sock(child)?;
         sk.parent = None;
         let from = addr(sk.remote);
+        // It is what its listener is (`sk_clone_lock`).
+        let listener = self.sock_mut(fd)?;
+        let (reuse, reuseport) = (listener.sk_reuse, listener.sk_reuseport);
+        let (priority, tos) = (listener.sk_priority, listener.tos);
         let new = self.socks.sk_alloc(Proto::Tcp, 0, 0);
         if let Some(sk) = self.socks.get_mut(new) {
             sk.tcp_sk = Some(child);
+            (sk.sk_reuse, sk.sk_reuseport) = (reuse, reuseport);
+            (sk.sk_priority, sk.tos) = (priority, tos);
         }
         Ok((self.sock_map_fd(new)?, from))
     }
@@ -169,10 +175,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             mask |= PollFlags::POLLERR;
         }
         let (readable, writable) = match &sk.role {
-            Role::Fresh => (false, false),
+            // There is no telling yet what it will be; what is closed hangs up.
+            Role::Fresh => (false, true),
             Role::Listen(queue) => (!queue.accept.is_empty(), false),
             Role::Connection(connection) => (connection.is_readable(), connection.is_writable()),
         };
+        let (rcv_shutdown, send_shutdown) = match &sk.role {
+            Role::Connection(connection) => connection.shutdown(),
+            Role::Fresh | Role::Listen(_) => (false, false),
+        };
+        if matches!(sk.role, Role::Fresh) || rcv_shutdown && send_shutdown {
+            mask |= PollFlags::POLLHUP;
+        }
+        if rcv_shutdown {
+            mask |= POLLRDHUP;
+        }
         if readable {
             mask |= PollFlags::POLLIN | PollFlags::POLLRDNORM;
         }

@@ -128,6 +128,21 @@ impl Connection {
         self.done || !begins && (socket.can_send() || !socket.may_send())
     }
 
+    /// Whether nothing more will be received, as far as is known, and whether nothing more will be sent (`sk_shutdown`).
+    pub fn shutdown(&self) -> (bool, bool) {
+        let state = self.state();
+        let fin_came = matches!(
+            state,
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
+        let fin_sent = matches!(
+            state,
+            State::FinWait1 | State::FinWait2 | State::Closing | State::TimeWait | State::LastAck
+        );
+        let over = self.done || state == State::Closed;
+        (self.rcv_shutdown || fin_came || over, fin_sent || over)
+    }
+
     /// How long the peer may say nothing.
     fn timeout(&self, asked: bool) -> Option<Duration> {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);

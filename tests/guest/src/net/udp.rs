@@ -186,7 +186,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         // It went the other way.
         let (from, to) = ((iph.daddr, half(2)), (iph.saddr, half(0)));
         match self.udp_table.lookup(from, to) {
-            Some(at) => self.sock_icmp_error(at, iph.daddr, error),
+            Some(at) => self.sock_icmp_error(at, from, error, &quoted[UDPHDR_LEN..]),
             None => self.counters.snmp.icmp_in_errors += 1,
         }
     }
@@ -220,7 +220,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             begun.inspect_err(|error| self.count_sndbuf_error(*error))?;
             return self.udp_append_data(at, data, true);
         }
+        let mtu = self.ip_sk_mtu(pmtudisc, &rt);
         if IPHDR_LEN + UDPHDR_LEN + data.len() > 0xffff {
+            self.ip_local_error(at, (daddr, dport), mtu);
             return Err(Errno::EMSGSIZE);
         }
         let mss = if gso_size == 0 {
@@ -228,10 +230,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             data.len().min(gso_size.into())
         };
-        if gso_size != 0 && IPHDR_LEN + UDPHDR_LEN + mss > self.ip_sk_mtu(pmtudisc, &rt) {
+        if gso_size != 0 && IPHDR_LEN + UDPHDR_LEN + mss > mtu {
             return Err(Errno::EMSGSIZE);
         }
-        let df = self.ip_dont_fragment(pmtudisc, &rt, IPHDR_LEN + UDPHDR_LEN + mss)?;
+        let df = self.ip_dont_fragment(pmtudisc, &rt, IPHDR_LEN + UDPHDR_LEN + mss);
+        let df = df.inspect_err(|_| self.ip_local_error(at, (daddr, dport), mtu))?;
         if data.len() > mss * UDP_MAX_SEGMENTS {
             return Err(Errno::EINVAL);
         }

@@ -1,10 +1,13 @@
 //! TCP connections between processes of two kernels, over a wire that may lose, repeat and reorder.
 
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
+use nic_guest::net::file::{POLLRDHUP, PollFlags};
 use nic_guest::net::{Errno, Fd, KernelConfig};
 use nic_guest::virtio_net::features as f;
+use nix::sys::socket::{AddressFamily, SockFlag};
 use proptest::prelude::*;
 
 use crate::PORT;
@@ -536,4 +539,79 @@ fn a_host_may_talk_to_itself() {
     }
     assert!(pair.kernels[1].1.take_sent().is_empty(), "nothing leaves");
     pair.check();
+}
+
+/// What `poll` tells of a socket of this machine.
+fn host_poll(fd: &impl AsRawFd, events: PollFlags) -> PollFlags {
+    let mut fds = [libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: events.bits(),
+        revents: 0,
+    }];
+    // SAFETY: one descriptor is asked about, and there is room for its answer.
+    assert!(unsafe { libc::poll(fds.as_mut_ptr(), 1, 0) } >= 0);
+    PollFlags::from_bits_retain(fds[0].revents)
+}
+
+#[test]
+fn poll_tells_of_the_end_as_sockets_of_this_machine_do() {
+    let events = PollFlags::POLLIN | PollFlags::POLLOUT | POLLRDHUP;
+    let mut pair = Pair::new(FEATURES);
+    let ours = |pair: &mut Pair, which: usize, fd| pair.kernel(which).vfs_poll(fd, events);
+    let kind = nix::sys::socket::SockType::Stream;
+    let fresh = nix::sys::socket::socket(AddressFamily::Inet, kind, SockFlag::empty(), None);
+    let of_pair = stream(pair.kernel(1));
+    let theirs = host_poll(&fresh.unwrap(), events);
+    assert_eq!(ours(&mut pair, 1, of_pair), theirs, "fresh");
+    assert_eq!(theirs, PollFlags::POLLOUT | PollFlags::POLLHUP);
+    let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+    for order in [[0, 1], [1, 0]] {
+        let mut pair = Pair::new(FEATURES);
+        let (asking, accepted, listener) = pair.connected();
+        assert_eq!(
+            ours(&mut pair, 2, listener),
+            host_poll(&listening, events),
+            "listens"
+        );
+        let asks = TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+        let (accepts, _) = listening.accept().unwrap();
+        let sockets = [(1, asking, &asks), (2, accepted, &accepts)];
+        let check = |pair: &mut Pair, when: &str| {
+            pair.rest();
+            // What was sent over lo has arrived.
+            for (which, fd, theirs) in sockets {
+                let told = ours(pair, which, fd);
+                assert_eq!(
+                    told,
+                    host_poll(theirs, events),
+                    "{when}, {which}, {order:?}"
+                );
+            }
+        };
+        check(&mut pair, "connected");
+        for (nth, end) in order.into_iter().enumerate() {
+            let (which, fd, theirs) = sockets[end];
+            pair.kernel(which).shutdown(fd, Shutdown::Write).unwrap();
+            theirs.shutdown(Shutdown::Write).unwrap();
+            check(&mut pair, ["one has ended", "both have"][nth]);
+        }
+    }
+}
+
+#[test]
+fn an_accepted_socket_is_what_its_listener_is() {
+    let mut pair = Pair::new(FEATURES);
+    let (asking, accepted, listening) = pair.connected();
+    assert_eq!(pair.kernel(2).reuse(accepted), Ok((false, false)));
+    pair.kernel(2).set_reuseaddr(listening, true).unwrap();
+    pair.kernel(2).set_reuseport(listening, true).unwrap();
+    let again = stream(pair.kernel(1));
+    assert_eq!(
+        pair.kernel(1).connect(again, to(2)),
+        Err(Errno::EINPROGRESS)
+    );
+    pair.until("another", |pair| pair.kernel(2).poll(listening).unwrap());
+    let (accepted, _) = pair.kernel(2).accept(listening).unwrap();
+    assert_eq!(pair.kernel(2).reuse(accepted), Ok((true, true)));
+    assert_eq!(pair.kernel(1).reuse(asking), Ok((false, false)));
 }

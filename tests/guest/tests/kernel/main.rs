@@ -9,6 +9,7 @@ mod connections;
 mod cork;
 mod devices;
 mod dim;
+mod errors;
 mod files;
 mod forward;
 mod fragmentation;

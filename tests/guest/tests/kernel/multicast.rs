@@ -11,6 +11,7 @@ use nic_guest::virtio_net::features as f;
 use crate::common::packets::{OURS, PEER, ip_with, read_ip, read_udp, udp_between, udp_to};
 use crate::common::world::{FEATURES, Guest, MAC, Setup, World, assert_balanced, boot, settle};
 use crate::udp::finish_checksum;
+use crate::vlan::{tagged, untagged};
 use crate::{PORT, read_all, resolve_peer, udp_socket};
 
 const SECOND: u64 = 1_000_000_000;
@@ -360,4 +361,33 @@ fn of_sockets_that_share_a_port_one_gets_each_datagram() {
     assert_eq!(shares.iter().sum::<usize>(), 200);
     assert!(shares.iter().all(|share| *share > 20), "{shares:?}");
     assert_eq!(send(&mut kernel), shares, "a peer stays with its socket");
+}
+
+#[test]
+fn a_router_of_version_2_is_heard_on_its_own_link_only() {
+    let (mut kernel, world) = boot();
+    let vlan = kernel.vlan_add("eth0.7", Ifindex::ETH0, 7).unwrap();
+    let fd = udp_socket(&mut kernel, PORT);
+    join(&mut kernel, fd);
+    reports(&mut kernel, &world, 5 * SECOND);
+    let v2 = [0x11, 20, 0, 0, 0, 0, 0, 0];
+    let query = tagged(&igmp(ALL_HOSTS, &v2), &[(0x8100, 7)]);
+    receive(&mut kernel, &world, &query);
+    assert_eq!(reports(&mut kernel, &world, 3 * SECOND), []);
+    // On eth0 version 3 is spoken on; in the VLAN version 2 is.
+    kernel.ip_mc_leave_group(fd, GROUP.into(), ETH0).unwrap();
+    let sent = reports(&mut kernel, &world, 5 * SECOND);
+    assert!(
+        sent.iter()
+            .all(|(to, message)| (*to, message[0]) == ([224, 0, 0, 22], 0x22))
+    );
+    assert_eq!(sent.len(), 2);
+    kernel
+        .ip_mc_join_group(fd, GROUP.into(), Some(vlan))
+        .unwrap();
+    world.advance(SECOND);
+    settle(&mut kernel);
+    let sent = world.take_sent();
+    let (tci, frame) = untagged(&sent[0].frame);
+    assert_eq!((tci, read_ip(&frame).payload[0]), (7, 0x16));
 }

@@ -12,6 +12,7 @@ use crate::common::packets::{
     OURS, PEER, PEER_MAC, arp, echo_request, icmp, ip_with, read_icmp, read_ip, udp, udp_to,
 };
 use crate::common::world::{Guest, MAC, Setup, World, assert_balanced, settle};
+use crate::vlan::tagged;
 use crate::{PORT, peer, read_all, resolve_peer, udp_socket};
 
 const SECOND: u64 = 1_000_000_000;
@@ -278,4 +279,45 @@ fn an_error_about_what_this_host_sent_stays_here() {
     assert_eq!(kernel.stats().tx_drop(TxDrop::IpFragFails), 1);
     assert_eq!(world.take_sent(), []);
     assert_eq!(kernel.recvfrom(fd, &mut []), Err(Errno::EMSGSIZE));
+}
+
+#[test]
+fn what_is_sent_on_records_the_address_that_it_leaves_by() {
+    let mut setup = Setup::default();
+    setup.config.ip_forward = true;
+    let (mut kernel, world) = known_peer(setup);
+    let vlan = kernel
+        .vlan_add("eth0.7", nic_guest::net::Ifindex::ETH0, 7)
+        .unwrap();
+    kernel
+        .inet_addr_add(vlan, [10, 88, 0, 1].into(), 24)
+        .unwrap();
+    world.advance(5 * SECOND);
+    let mut header = Ipv4Header::new(8, 64, IpNumber(99), [10, 88, 0, 9], PEER).unwrap();
+    header.identification = 7;
+    for (options, want) in [
+        // It came by 10.88.0.1.
+        (
+            &[7, 7, 4, 0, 0, 0, 0, 0][..],
+            &[7, 7, 8, 10, 77, 0, 2, 0][..],
+        ),
+        (
+            &[68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[68, 12, 13, 1, 10, 77, 0, 2, 0, 0, 0x13, 0x88],
+        ),
+        (&[68, 8, 5, 0, 0, 0, 0, 0], &[68, 8, 9, 0, 0, 0, 0x13, 0x88]),
+        // There is no room; one more host had none.
+        (&[7, 7, 8, 1, 2, 3, 4, 0], &[7, 7, 8, 1, 2, 3, 4, 0]),
+    ] {
+        let frame = with_options(&ip_with(header.clone(), &[0; 8]), options);
+        receive(&mut kernel, &world, &tagged(&frame, &[(0x8100, 7)]));
+        let sent = world.take_sent();
+        let (ip, _) = Ipv4Header::from_slice(&sent[0].frame[14..]).unwrap();
+        assert_eq!(ip.options.as_slice(), want, "{options:?}");
+        assert_eq!(
+            (ip.time_to_live, ip.header_checksum),
+            (63, ip.calc_header_checksum())
+        );
+    }
+    assert_balanced(&kernel);
 }

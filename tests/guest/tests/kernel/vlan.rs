@@ -269,3 +269,18 @@ fn what_can_be_no_vlan_is_refused() {
         }
     }
 }
+
+#[test]
+fn a_vlans_packets_are_no_longer_than_its_devices() {
+    let (mut kernel, _, vlan, _) = guest(FEATURES);
+    assert_eq!(kernel.dev_set_mtu(vlan, 1501), Err(Errno::ERANGE));
+    assert_eq!(kernel.dev_set_mtu(vlan, 1400), Ok(()));
+    let inner = kernel.vlan_add("eth0.100.7", vlan, 7).unwrap();
+    let mtu = |kernel: &Guest, dev| kernel.dev_get_by_index(dev).unwrap().mtu();
+    assert_eq!((mtu(&kernel, vlan), mtu(&kernel, inner)), (1400, 1400));
+    assert_eq!(kernel.dev_set_mtu(inner, 1401), Err(Errno::ERANGE));
+    // What is in it shrinks with it, and does not grow again.
+    assert_eq!(kernel.dev_set_mtu(vlan, 1300), Ok(()));
+    assert_eq!(kernel.dev_set_mtu(vlan, 1500), Ok(()));
+    assert_eq!((mtu(&kernel, vlan), mtu(&kernel, inner)), (1500, 1300));
+}
