@@ -10,6 +10,7 @@ mod captures;
 mod ethtool;
 mod hardware;
 mod multi_queue;
+mod offloads;
 mod qemu;
 mod same_packets;
 mod tap;

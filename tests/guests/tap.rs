@@ -12,11 +12,11 @@ use serde_json::Value;
 use super::support::{Conversation, Nic, boot, run};
 
 /// A network namespace.
-struct Namespace(String);
+pub struct Namespace(String);
 
 impl Namespace {
     /// One of that name, with a TAP device that has the partner's address.
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         Self::with_tap(name, &[])
     }
 
@@ -38,11 +38,20 @@ impl Namespace {
     }
 
     fn nic_on(&self, wire: &str) -> Nic {
-        Nic::within(&["ip", "netns", "exec", &self.0], &["--wire", wire])
+        self.nic_with(wire, &[])
+    }
+
+    /// A NIC on `wire` with further options.
+    pub fn nic_with(&self, wire: &str, options: &[&str]) -> Nic {
+        let arguments = [&["--wire", wire], options].concat();
+        Nic::within(&["ip", "netns", "exec", &self.0], &arguments)
     }
 
     /// Makes something in it, as a socket, which stays there.
-    fn make<R: Send + 'static>(&self, work: impl FnOnce() -> io::Result<R> + Send + 'static) -> R {
+    pub fn make<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<R> + Send + 'static,
+    ) -> R {
         let file = File::open(format!("/run/netns/{}", self.0)).expect("it is there");
         let thread = std::thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET)?;
@@ -53,7 +62,7 @@ impl Namespace {
     }
 
     /// Runs a command in it and waits for it.
-    fn run(&self, words: &[&str]) {
+    pub fn run(&self, words: &[&str]) {
         ip(&[&["netns", "exec", &self.0], words].concat());
     }
 

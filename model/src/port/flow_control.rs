@@ -1,7 +1,7 @@
 //! Flow control with the link partner: for all of the line, where it was agreed on ([`pause`]), or for each priority ([`pfc`]); a link has one or
 //! the other (IEEE 802.1Q, 36.1.1).
 
-use super::{LONGEST_SUPER_FRAME, Port};
+use super::Port;
 use crate::BURST;
 use crate::counters::Drop;
 use crate::fifo::Occupancy;
@@ -88,7 +88,7 @@ impl Port {
 
     /// Packets that a queue may send at a time, if what is sent goes by `horizon`. A station that obeys PAUSE frames commits itself to no
     /// more than one: a frame that has begun is completed, and none begins any more (IEEE 802.3, 31B.3.7). Nor does one whose rate is limited to more
-    /// than that lets go at once.
+    /// than that lets go at once; how long super-frames are it knows by those before.
     #[must_use]
     #[inline]
     pub(super) fn tx_burst(&self, horizon: Nanos) -> usize {
@@ -100,7 +100,7 @@ impl Port {
             None => BURST,
             Some(bucket) => {
                 let longest = match self.host_sends_super {
-                    true => LONGEST_SUPER_FRAME,
+                    true => self.tx_longest.max(self.mac.max_frame()),
                     false => self.mac.max_frame(),
                 };
                 bucket.frames(longest, horizon).clamp(1, BURST)

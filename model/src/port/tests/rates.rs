@@ -149,6 +149,36 @@ fn no_more_packets_are_fetched_than_there_are_tokens_for_the_longest() {
 }
 
 #[test]
+fn how_long_super_frames_are_is_known_by_those_before() {
+    let tx = Some(Limit {
+        bits_per_second: 10_000_000,
+        burst: 800_000,
+    });
+    let mut card = limited(Rates { rx: None, tx });
+    card.port.host_sends_super = true;
+    let ask = |card: &mut Card, now| {
+        let mut asked = 0;
+        card.port.transmit(now, |_, _, budget| {
+            asked = budget;
+            Fetched::default()
+        });
+        asked
+    };
+    assert_eq!(ask(&mut card, Nanos(0)), 10, "of 72 KiB");
+    let (mut out, mut now) = (Vec::new(), Nanos(0));
+    for (octets, expected) in [(1_000, BURST), (20_000, 40), (60_000, 13), (100, BURST)] {
+        let mut frame = card.pool.take_big();
+        frame.set_len(octets - FCS);
+        let mut frames = vec![frame];
+        card.port.send(now, QueueIndex(0), &mut frames, &mut out);
+        // The bucket is full again.
+        now = now + Duration::from_secs(1);
+        assert_eq!(ask(&mut card, now), expected, "{octets}");
+    }
+    card.pool.give_all(out);
+}
+
+#[test]
 fn a_limited_line_is_shared_by_octets_all_the_same() {
     let mut card = card(|c| {
         c.speed = Speed::from_mbps(1_000).unwrap();
