@@ -37,7 +37,7 @@ pub struct EngineConfig {
     pub features: Features,
     /// What its line is plugged into.
     pub wire: Box<dyn Wire>,
-    /// Workers: one runs the whole card, of more each has some of the queue pairs.
+    /// Workers: one runs the whole card, of more each has some of the queue pairs. With none, who asks for something runs it.
     pub workers: u16,
     /// What they do that have nothing to do.
     pub poll: PollMode,
@@ -88,6 +88,10 @@ impl Engine {
                 card.watch = Some(watch);
                 card
             };
+            if workers == 0 {
+                let worker = worker::here(bell, make, clock)?;
+                return Ok((Engine::Whole(worker), Vec::new()));
+            }
             let (worker, running) = worker::spawn(called("nic-worker"), bell, make, thread(0))?;
             return Ok((Engine::Whole(worker), vec![running]));
         }

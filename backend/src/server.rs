@@ -51,7 +51,8 @@ pub struct NicConfig {
     pub wire: WireSpec,
     /// What goes wrong on purpose.
     pub fault: FaultSpec,
-    /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own.
+    /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own. With none,
+    /// which is for tests, the card runs while it is asked for something ([`worker::here`]).
     pub workers: u16,
     /// What they do that have nothing to do.
     pub poll: PollMode,

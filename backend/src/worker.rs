@@ -9,8 +9,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -40,6 +40,9 @@ pub const fn lead(poll: PollMode) -> Duration {
 /// Rounds without work that the worker makes before it sleeps: a driver that answers at once is not waited
 /// for asleep.
 const IDLE_ROUNDS: u32 = 3;
+
+/// Rounds that a worker without a thread makes at a time.
+const ROUNDS: usize = 1_000;
 
 /// What a worker runs: a whole card, or a part of one.
 pub trait Body: 'static {
@@ -84,7 +87,8 @@ pub trait ServesRings {
     }
 }
 
-type Job<B> = Box<dyn FnOnce(&mut Worker<B>) + Send>;
+/// What others have a worker do.
+pub type Job<B> = Box<dyn FnOnce(&mut Worker<B>) + Send>;
 
 /// What woke the worker: the wire, its bell, or from [`FIRST_KICK`] on, a queue's kick.
 const WIRE: u64 = 0;
@@ -118,16 +122,18 @@ pub struct Worker<B> {
 }
 
 /// The worker's side that others hold.
-pub struct WorkerHandle<B> {
-    jobs: Sender<Job<B>>,
-    bell: Arc<Bell>,
+pub enum WorkerHandle<B> {
+    /// It has a thread, which does what is sent to it and is woken for that.
+    Thread(Sender<Job<B>>, Arc<Bell>),
+    /// It has none: who asks runs it.
+    Here(Arc<Mutex<Worker<B>>>),
 }
 
 impl<B> Clone for WorkerHandle<B> {
     fn clone(&self) -> Self {
-        WorkerHandle {
-            jobs: self.jobs.clone(),
-            bell: self.bell.clone(),
+        match self {
+            WorkerHandle::Thread(jobs, bell) => WorkerHandle::Thread(jobs.clone(), bell.clone()),
+            WorkerHandle::Here(worker) => WorkerHandle::Here(worker.clone()),
         }
     }
 }
@@ -152,8 +158,8 @@ impl From<Ended> for io::Error {
     }
 }
 
-impl<B> WorkerHandle<B> {
-    /// Runs `job` on the worker's thread, between two bursts, and returns what it returns.
+impl<B: Body> WorkerHandle<B> {
+    /// Runs `job` on the worker's thread, or on this one if it has none, between two bursts, and returns what it returns.
     ///
     /// # Errors
     /// The worker has ended, or is slow.
@@ -161,13 +167,23 @@ impl<B> WorkerHandle<B> {
         &self,
         job: impl FnOnce(&mut Worker<B>) -> R + Send + 'static,
     ) -> Result<R, Ended> {
+        let (jobs, bell) = match self {
+            WorkerHandle::Thread(jobs, bell) => (jobs, bell),
+            WorkerHandle::Here(worker) => {
+                let mut worker = worker.lock().map_err(|_| Ended::Gone)?;
+                worker.come_to_rest();
+                let result = job(&mut worker);
+                worker.come_to_rest();
+                return Ok(result);
+            }
+        };
         let (answer, answered) = mpsc::sync_channel(1);
         let job = Box::new(move |worker: &mut Worker<B>| {
             // The caller waits for it below, unless its thread has ended.
             let _ = answer.send(job(worker));
         });
-        self.jobs.send(job).map_err(|_| Ended::Gone)?;
-        self.bell.wake();
+        jobs.send(job).map_err(|_| Ended::Gone)?;
+        bell.wake();
         answered
             .recv_timeout(PATIENCE)
             .map_err(|error| match error {
@@ -232,7 +248,22 @@ pub fn spawn<B: Body>(
     };
     let thread = thread::Builder::new().name(name).spawn(run)?;
     started.recv().context("the worker ended at once")??;
-    Ok((WorkerHandle { jobs, bell }, thread))
+    Ok((WorkerHandle::Thread(jobs, bell), thread))
+}
+
+/// A worker without a thread, of what `make` builds: it runs while it is asked for something, and hears of no kicks. What it does
+/// then depends on nobody's timing.
+///
+/// # Errors
+/// The system refuses a descriptor, or the wire cannot be waited for.
+pub fn here<B: Body>(
+    bell: Arc<Bell>,
+    make: impl FnOnce(Nanos) -> B,
+    clock: Clock,
+) -> anyhow::Result<WorkerHandle<B>> {
+    let (_, nobody) = mpsc::channel();
+    let worker = Worker::new(make(clock.now()), clock, PollMode::Never, nobody, bell)?;
+    Ok(WorkerHandle::Here(Arc::new(Mutex::new(worker))))
 }
 
 impl<B: Body> Worker<B> {
@@ -299,6 +330,17 @@ impl<B: Body> Worker<B> {
                 self.bell.rise();
             }
         }
+    }
+
+    /// Without a thread: does what there is to do, as far as it ends.
+    fn come_to_rest(&mut self) {
+        for _ in 0..ROUNDS {
+            let now = self.clock.now();
+            if !self.body.round(now) && !self.body.idle(now) {
+                break;
+            }
+        }
+        self.body.rings().busy();
     }
 
     /// Does what others asked for. Returns whether there was anything.

@@ -160,6 +160,12 @@ impl Nic {
         self.port.counters(self.queues.counters())
     }
 
+    /// How many commands came on the control queue.
+    #[must_use]
+    pub fn commands(&self) -> ControlCounters {
+        self.control
+    }
+
     /// The card's state and counts.
     #[must_use]
     pub fn status(&self) -> NicStatus {

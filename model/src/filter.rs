@@ -106,7 +106,7 @@ impl Destination {
 }
 
 /// The filter's switches and tables.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Whether it looks for addresses at all; if not, all that is not refused passes.
     pub active: bool,
@@ -131,7 +131,7 @@ pub struct Filter {
 }
 
 /// A table of addresses that matches exactly, or everything once it overflowed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Table {
     entries: Vec<MacAddress>,
     overflow: bool,

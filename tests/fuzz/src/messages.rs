@@ -1,5 +1,6 @@
 //! A front-end that says what it likes: messages of the vhost-user protocol in any order, with any fields and descriptors, and the memory
-//! and the rings that come with them, against a NIC that runs with its threads.
+//! and the rings that come with them. Mostly the card runs on the thread that handles the messages, so that an execution takes little
+//! time; the others have a NIC with its threads, one worker or several.
 //!
 //! Each connection ends, whatever was said, and the next one is served; the process holds no more descriptors than before.
 
@@ -8,7 +9,6 @@ use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,14 +29,13 @@ use nic_guest::transport::message::{
 use nic_model::port::PortConfig;
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{MsgFlags, recv};
 use vhost::vhost_user::message::FrontendReq as Req;
 
 use super::input::Input;
 
 /// Octets of the guest's memory.
 const MEMORY: u64 = 0x1_0000;
-/// Queue pairs of the NIC.
-const PAIRS: u16 = 2;
 /// What a front-end does before it goes, at most.
 const STEPS: usize = 64;
 /// How long the NIC may take for something.
@@ -46,16 +45,19 @@ const COUNTED: usize = 64;
 /// Octets that each ring may take.
 const RING: u64 = 0x800;
 
+/// Workers of a NIC at most.
+const WORKERS: u16 = 3;
+
+/// The NICs, which are the same for all inputs.
 struct Attacked {
-    socket: PathBuf,
-    server: NicServer,
+    /// By their workers.
+    servers: Vec<NicServer>,
     connections: AtomicUsize,
     /// Descriptors of the process after the first connection.
     held: AtomicUsize,
     _directory: tempfile::TempDir,
 }
 
-/// The NIC, which is the same for all inputs.
 fn attacked() -> &'static Attacked {
     static ATTACKED: OnceLock<Attacked> = OnceLock::new();
     ATTACKED.get_or_init(|| {
@@ -64,18 +66,17 @@ fn attacked() -> &'static Attacked {
             let _ = env_logger::try_init();
         }
         let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("nic.sock");
-        let config = NicConfig {
+        let config = |workers: u16| NicConfig {
             name: None,
-            socket: socket.clone(),
+            socket: directory.path().join(format!("nic-{workers}.sock")),
             port: PortConfig {
-                queue_pairs: PAIRS,
+                queue_pairs: WORKERS,
                 ..PortConfig::default()
             },
-            features: Features::supported(PAIRS),
+            features: Features::supported(WORKERS),
             wire: WireSpec::Loopback,
             fault: FaultSpec::default(),
-            workers: 1,
+            workers,
             poll: PollMode::Never,
             cpus: CpuList::default(),
             trace: false,
@@ -84,11 +85,11 @@ fn attacked() -> &'static Attacked {
         // libFuzzer's clock interrupts whatever thread has not said that it must not; the crate below takes that for an error.
         let alarm = SigSet::from(Signal::SIGALRM);
         alarm.thread_block().expect("it can be blocked");
-        let server = NicServer::start(config).expect("a NIC");
+        let servers = (0..=WORKERS).map(|workers| NicServer::start(config(workers)));
+        let servers = servers.collect::<Result<_, _>>().expect("NICs");
         alarm.thread_unblock().expect("it can be unblocked");
         Attacked {
-            socket,
-            server,
+            servers,
             connections: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             _directory: directory,
@@ -130,14 +131,18 @@ struct Front {
 pub fn run(data: &[u8]) {
     let nic = attacked();
     let mut input = Input::new(data);
-    let mut front = Front::connect(nic);
+    let server = &nic.servers[match input.u8() {
+        script @ 0xf0.. => usize::from(1 + u16::from(script) % WORKERS),
+        _ => 0,
+    }];
+    let mut front = Front::connect(server);
     for _ in 0..STEPS {
         if input.is_empty() || !front.step(&mut input) {
             break;
         }
     }
     front.leave();
-    assert!(nic.server.status().is_ok(), "the NIC has ended");
+    assert!(server.status().is_ok(), "the NIC has ended");
     let count = 1 + nic.connections.fetch_add(1, Ordering::Relaxed);
     if count == 1 {
         nic.held.store(settled(), Ordering::Relaxed);
@@ -153,8 +158,8 @@ pub fn run(data: &[u8]) {
 
 impl Front {
     /// Connects, and is served: whatever the one before has done.
-    fn connect(nic: &Attacked) -> Self {
-        let stream = UnixStream::connect(&nic.socket).expect("it listens");
+    fn connect(nic: &NicServer) -> Self {
+        let stream = UnixStream::connect(nic.socket()).expect("it listens");
         let connection = Connection::new(stream, PATIENCE).expect("a timeout is set");
         connection
             .ask_u64(Req::GET_FEATURES)
@@ -206,12 +211,8 @@ impl Front {
     fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> bool {
         let sent = self.connection.send(request, flags, payload, fds).is_ok();
         // What is answered is read, so that nobody waits for us.
-        let (stream, mut answers) = (self.connection.stream(), [0; 4096]);
-        let nonblocking = |on| stream.set_nonblocking(on).expect("a socket");
-        nonblocking(true);
-        let mut reader: &UnixStream = stream;
-        while matches!(reader.read(&mut answers), Ok(1..)) {}
-        nonblocking(false);
+        let (socket, mut answers) = (self.connection.stream().as_raw_fd(), [0; 4096]);
+        while matches!(recv(socket, &mut answers, MsgFlags::MSG_DONTWAIT), Ok(1..)) {}
         sent
     }
 
@@ -284,9 +285,9 @@ impl Front {
 
     /// What a front-end says to have a queue served, with some of it wrong.
     fn attach(&mut self, input: &mut Input<'_>) -> bool {
-        let queue = u32::from(input.u8() % 6);
+        let queue = u32::from(input.u8()) % (2 * u32::from(WORKERS) + 2);
         let mut features = Features::VERSION_1 | Features::PROTOCOL_FEATURES | Features::MRG_RXBUF;
-        features |= Features::from_bits_truncate(input.u64()) & Features::supported(PAIRS);
+        features |= Features::from_bits_truncate(input.u64()) & Features::supported(WORKERS);
         let region = memory_region(&self.region, self.region.host_addr);
         let base = RING * u64::from(queue);
         let (kick, call) = (self.fd(0), self.fd(1));

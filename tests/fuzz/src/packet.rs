@@ -7,11 +7,11 @@ pub const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 /// The Internet checksum of `octets` on top of `sum` (RFC 1071).
 pub(crate) fn checksum(octets: &[u8], mut sum: u32) -> u16 {
+    // It cannot wrap: no packet is that long. Unchecked, it is done many octets at a time.
     let (pairs, odd) = octets.as_chunks();
-    sum += pairs
-        .iter()
-        .map(|&pair| u32::from(u16::from_be_bytes(pair)))
-        .sum::<u32>();
+    sum = pairs.iter().fold(sum, |sum, &pair| {
+        sum.wrapping_add(u16::from_be_bytes(pair).into())
+    });
     sum += odd.first().map_or(0, |&last| u32::from(last) << 8);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -99,9 +99,10 @@ pub fn frame(input: &mut Input<'_>, most: u16) -> Vec<u8> {
         frame.extend([0, 0]);
     }
     let begin = frame.len();
-    frame.resize(begin + payload, 0);
-    for (at, octet) in frame[begin..].iter_mut().enumerate() {
-        *octet = at as u8 ^ flow;
+    let pattern: [u8; 256] = std::array::from_fn(|at| at as u8 ^ flow);
+    while frame.len() < begin + payload {
+        let left = begin + payload - frame.len();
+        frame.extend_from_slice(&pattern[..left.min(pattern.len())]);
     }
     if kind & 0x20 == 0 {
         let pseudo = u32::from(protocol) + transport_len as u32;
