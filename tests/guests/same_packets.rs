@@ -2,9 +2,11 @@
 //! the same counters move.
 
 mod generator;
+mod generator6;
 mod hosts;
 mod line;
 mod packets;
+mod packets6;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -83,12 +85,27 @@ fn difference(what: &str, [linux, ours]: &[Outcome; 2]) -> String {
 }
 
 /// What some of the packets have to come to: else they test less than they seem to.
-const REACHED: [&str; 15] = [
+const REACHED: [&str; 33] = [
     "IcmpInCsumErrors",
     "IcmpInErrors",
     "IcmpOutDestUnreachs",
     "IcmpOutEchoReps",
     "IcmpOutParmProbs",
+    "Icmp6InCsumErrors",
+    "Icmp6InErrors",
+    "Icmp6OutDestUnreachs",
+    "Icmp6OutEchoReplies",
+    "Icmp6OutNeighborAdvertisements",
+    "Icmp6OutNeighborSolicits",
+    "Icmp6OutParmProblems",
+    "Ip6InAddrErrors",
+    "Ip6InDelivers",
+    "Ip6InHdrErrors",
+    "Ip6InMcastPkts",
+    "Ip6InTruncatedPkts",
+    "Ip6InUnknownProtos",
+    "Ip6ReasmFails",
+    "Ip6ReasmOKs",
     "IpInAddrErrors",
     "IpInHdrErrors",
     "IpInUnknownProtos",
@@ -99,6 +116,9 @@ const REACHED: [&str; 15] = [
     "UdpIgnoredMulti",
     "UdpInCsumErrors",
     "UdpNoPorts",
+    "Udp6IgnoredMulti",
+    "Udp6InCsumErrors",
+    "Udp6NoPorts",
 ];
 
 /// The number in an environment variable.

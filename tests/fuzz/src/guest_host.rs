@@ -1,9 +1,9 @@
 //! What a host may have beside the sockets of a [`Bed`]: streams, raw and packet sockets, several devices, forwarding; and
 //! frames that are sound enough to get there.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
-use nic_guest::net::{Errno, Fd, Ifindex, KernelConfig, Protocol, SockType};
+use nic_guest::net::{Errno, Fd, Ifindex, Ipv6Sysctl, KernelConfig, Protocol, SockType};
 
 use super::guest::Bed;
 use super::input::Input;
@@ -11,6 +11,8 @@ use super::packet::{MAC, checksum};
 
 /// The VLAN that the host may have.
 const VLAN: u8 = 5;
+/// Its IPv6 address.
+const OURS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 /// The port of its listener, and of its datagram socket.
 const PORT: u16 = 7;
 
@@ -22,12 +24,18 @@ pub(crate) struct Host {
     raw: Vec<Fd>,
     tap: Option<Fd>,
     datagrams: Option<Fd>,
+    over_ipv6: Fd,
 }
 
 /// How the kernel of a host is set.
 pub(crate) fn config(parts: u8) -> KernelConfig {
     KernelConfig {
         ip_forward: parts & 1 != 0,
+        ipv6: Ipv6Sysctl {
+            addr: Some((OURS6, 64)),
+            gateway: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
+            ..Ipv6Sysctl::default()
+        },
         ..KernelConfig::default()
     }
 }
@@ -38,7 +46,13 @@ impl Host {
     /// # Panics
     /// When the kernel refuses what it must not.
     pub(crate) fn new(bed: &mut Bed, parts: u8) -> Self {
+        let kernel = &mut bed.kernel;
+        let over_ipv6 = kernel.socket6(SockType::Dgram, Protocol::Udp);
+        let over_ipv6 = over_ipv6.expect("the kernel has room for a socket");
+        let own = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
+        kernel.bind6(over_ipv6, own).expect("a free port");
         let mut host = Host {
+            over_ipv6,
             parts,
             listener: None,
             streams: Vec::new(),
@@ -104,6 +118,20 @@ impl Host {
             kernel.set_udp_gro(datagrams, true)?;
         }
         Ok(())
+    }
+
+    /// What a process does with the IPv6 socket; each call may fail.
+    pub(crate) fn process6(&mut self, bed: &mut Bed, input: &mut Input<'_>) {
+        let mut buffer = [0; 4096];
+        let _ = bed.kernel.recvfrom6(self.over_ipv6, &mut buffer);
+        let (script, len) = (input.u8(), usize::from(input.below(3000)));
+        if script & 3 == 0 {
+            let to = SocketAddrV6::new(address6(input), u16::from(PORT), 0, 2);
+            let _ = bed.kernel.sendto6(self.over_ipv6, &buffer[..len], Some(to));
+        }
+        if script & 0x70 == 0x70 {
+            bed.device.advance(u64::from(input.u16()) * 1_000_000);
+        }
     }
 
     /// What processes of it do; each call may fail.
@@ -185,6 +213,116 @@ fn address(input: &mut Input<'_>) -> Ipv4Addr {
         (4, last) => Ipv4Addr::new(239, 0, 0, last & 3),
         (net, last) => Ipv4Addr::new(10, 77 + net, 0, last),
     }
+}
+
+/// Of this host, of its link, of a group, or of nobody.
+fn address6(input: &mut Input<'_>) -> Ipv6Addr {
+    let last = u16::from(input.u8());
+    let near = |first| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last & 7);
+    match last >> 5 {
+        0 => near(0xff02),
+        1 => near(0xfe80),
+        2 => near(0),
+        3 => near(0x2001),
+        4 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 2),
+        _ => near(0xfd00),
+    }
+}
+
+/// A frame with an IPv6 packet, most often for this host, whose checksum is right: headers in any order, and a datagram, a
+/// message of ICMPv6 or of Neighbour Discovery, or a segment behind them.
+pub(crate) fn frame6(input: &mut Input<'_>) -> Vec<u8> {
+    let (kind, flow) = (input.below(5), input.u8());
+    let from = match flow & 3 {
+        0 => address6(input),
+        _ => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1 + u16::from(flow & 0xc)),
+    };
+    let to = match input.below(4) {
+        0 => address6(input),
+        _ => OURS6,
+    };
+    let len = usize::from(input.below(600));
+    let (protocol, check_at, mut payload) = match kind {
+        0 | 1 => {
+            let mut datagram = vec![0x30, flow, 0, PORT as u8];
+            datagram.extend((8 + len as u16).to_be_bytes());
+            datagram.extend([0, 0]);
+            datagram.resize(8 + len, flow);
+            (17, 6, datagram)
+        }
+        2 => {
+            let mut message = vec![133 + input.below(5) as u8, 0, 0, 0, input.u8(), 0, 0, 0];
+            message.extend(address6(input).octets());
+            message.extend(input.octets(24));
+            (58, 2, message)
+        }
+        3 => {
+            let mut message = vec![input.u8() & 0x87, input.u8() & 7, 0, 0];
+            message.extend(input.u32().to_be_bytes());
+            // What this host may have sent.
+            message.extend([0x60, 0, 0, 0, 0, 16, 17, 64]);
+            message.extend([OURS6, from].map(|addr| addr.octets()).concat());
+            message.extend([0, PORT as u8, 0x30, flow]);
+            message.extend(input.octets(60));
+            (58, 2, message)
+        }
+        _ => {
+            let mut segment = vec![0x30, flow, 0, PORT as u8];
+            segment.extend([
+                0,
+                0,
+                0,
+                1,
+                0,
+                0,
+                0,
+                2,
+                0x50,
+                input.u8(),
+                0xff,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]);
+            (6, 16, segment)
+        }
+    };
+    let addresses = [from, to].map(|addr| addr.octets()).concat();
+    let pseudo = u32::from(!checksum(&addresses, 0)) + u32::from(protocol);
+    let sum = checksum(&payload, pseudo + payload.len() as u32);
+    store(&mut payload, check_at, sum);
+    let mut next: u8 = protocol;
+    for _ in 0..input.below(4) {
+        let (number, mut header) = match input.below(4) {
+            0 => (
+                44,
+                [&[0, 0, input.u8(), input.u8(), 0, 0, 0][..], &[flow & 7]].concat(),
+            ),
+            1 => (43, vec![0, 0, input.u8() & 7, input.u8() & 1, 0, 0, 0, 0]),
+            which => {
+                let mut options = vec![0, 0];
+                options.extend(input.octets(14));
+                options.resize(options.len().next_multiple_of(8), 0);
+                options[1] = (options.len() / 8 - 1) as u8;
+                (if which == 2 { 0 } else { 60 }, options)
+            }
+        };
+        header[0] = next;
+        next = number;
+        payload.splice(0..0, header);
+    }
+    let mut frame = match to.octets() {
+        [0xff, .., a, b, c, d] => [0x33, 0x33, a, b, c, d].to_vec(),
+        _ => MAC.to_vec(),
+    };
+    frame.extend([2, 0, 0, 0, 0, flow & 3, 0x86, 0xdd, 0x60, flow & 0x30, 0, 0]);
+    frame.extend((payload.len() as u16).to_be_bytes());
+    frame.extend([next, if kind == 2 { 255 } else { 64 }]);
+    frame.extend(addresses);
+    frame.extend(payload);
+    frame
 }
 
 /// IP's options, padded.

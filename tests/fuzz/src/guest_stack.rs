@@ -40,6 +40,12 @@ pub fn run(data: &[u8]) {
         }
         let step = input.u8();
         match step % 8 {
+            0..=3 if step >= 224 => {
+                let frame = guest_host::frame6(&mut input);
+                let header = VirtioNetHdr::default();
+                bed.device.deliver(0, header, &frame, Lie::default());
+                host.process6(&mut bed, &mut input);
+            }
             // Only a host that has more than a socket is for these.
             0..=4 if step >= 128 && parts != 0 => {
                 let header = if step < 192 {

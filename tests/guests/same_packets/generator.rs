@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::generator6::{KINDS6, is_excepted6};
 use super::packets::{ICMP, Ip, OURS, PEER, TCP, UDP, arp, ethernet, icmp, mend_header};
 
 /// A frame, and what it is.
@@ -15,8 +16,11 @@ pub struct Generator {
     state: u64,
 }
 
+/// The longest frame, with two VLAN tags and without a check sequence: what is longer the card does not take.
+const MAX_FRAME: usize = 1522;
+
 /// A kind of packets.
-type Kind = (&'static str, fn(&mut Generator) -> Vec<Vec<u8>>);
+pub type Kind = (&'static str, fn(&mut Generator) -> Vec<Vec<u8>>);
 
 /// All kinds. A kind makes one frame, or several that belong together.
 const KINDS: [Kind; 20] = [
@@ -49,7 +53,10 @@ const KINDS: [Kind; 20] = [
 fn is_excepted(frame: &[u8]) -> bool {
     (0..=2).any(|tags| {
         let packet = frame.get(14 + 4 * tags..).unwrap_or_default();
-        is_of_linux_alone(packet) || is_source_routed_wrongly(packet) || is_labelled(packet)
+        is_excepted6(packet)
+            || is_of_linux_alone(packet)
+            || is_source_routed_wrongly(packet)
+            || is_labelled(packet)
     })
 }
 
@@ -102,17 +109,23 @@ impl Generator {
     pub fn packets(&mut self, count: usize) -> Vec<Packet> {
         let mut packets = Vec::new();
         while packets.len() < count {
+            let (kinds, usual) = if self.below(2) == 0 {
+                (&KINDS[..], KINDS[0])
+            } else {
+                (&KINDS6[..], KINDS6[0])
+            };
             // A fifth is as it should be.
-            let kind = self.below(KINDS.len() * 5 / 4);
-            let (what, make) = KINDS.get(kind).copied().unwrap_or(KINDS[0]);
-            let frames = make(self).into_iter().filter(|frame| !is_excepted(frame));
+            let kind = self.below(kinds.len() * 5 / 4);
+            let (what, make) = kinds.get(kind).copied().unwrap_or(usual);
+            let fits = |frame: &Vec<u8>| frame.len() <= MAX_FRAME && !is_excepted(frame);
+            let frames = make(self).into_iter().filter(fits);
             packets.extend(frames.map(|frame| Packet { what, frame }));
         }
         packets
     }
 
     /// A number less than `end` (xorshift64*).
-    fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
@@ -120,24 +133,24 @@ impl Generator {
         number as usize % end
     }
 
-    fn octet(&mut self) -> u8 {
+    pub fn octet(&mut self) -> u8 {
         self.below(256) as u8
     }
 
-    fn word(&mut self) -> u16 {
+    pub fn word(&mut self) -> u16 {
         self.below(1 << 16) as u16
     }
 
-    fn octets(&mut self, len: usize) -> Vec<u8> {
+    pub fn octets(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| self.octet()).collect()
     }
 
-    fn one_of<T: Copy>(&mut self, these: &[T]) -> T {
+    pub fn one_of<T: Copy>(&mut self, these: &[T]) -> T {
         these[self.below(these.len())]
     }
 
     /// Data, most often little.
-    fn data(&mut self) -> Vec<u8> {
+    pub fn data(&mut self) -> Vec<u8> {
         let most = self.one_of(&[1, 20, 100, 1473]);
         let len = self.below(most);
         self.octets(len)
@@ -159,7 +172,7 @@ impl Generator {
     }
 
     /// Ports: of sockets, or where nobody listens.
-    fn ports(&mut self) -> (u16, u16) {
+    pub fn ports(&mut self) -> (u16, u16) {
         (
             self.one_of(&[9, 9, 53, 40_000]),
             self.one_of(&[7000, 7001, 7001, 7002, 7003, 1, 0]),

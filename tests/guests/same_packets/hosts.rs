@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ use nic_device::features::Features;
 use nic_device::nic::Nic;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{
-    DEVICE_FEATURES, Errno, Fd, Ipv4Sysctl, Kernel, KernelConfig, ProcFile, Protocol, SockType,
+    DEVICE_FEATURES, Errno, Fd, Ifindex, Ipv4Sysctl, Ipv6Sysctl, Kernel, KernelConfig, NeighParms,
+    ProcFile, Protocol, SockType,
 };
 use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo};
 use nic_model::port::PortConfig;
@@ -27,6 +28,7 @@ use nic_testbed::in_process::{InProcess, World};
 
 use super::line::{FarEnd, line};
 use super::packets::{OURS, PEER, barrier, is_barrier, neighbour};
+use super::packets6::{OURS6, PEER6, PREFIX_LEN};
 use crate::support::{Conversation, boot_on};
 
 /// How long a host may take for one batch.
@@ -41,7 +43,7 @@ pub struct Outcome {
     pub received: Vec<String>,
     /// Frames that came back.
     pub answers: Vec<Vec<u8>>,
-    /// By how much each counter of `/proc/net/snmp` rose that did.
+    /// By how much each counter of `/proc/net/snmp` and `/proc/net/snmp6` rose that did.
     pub counters: BTreeMap<String, i64>,
 }
 
@@ -52,11 +54,12 @@ pub trait Host {
 }
 
 /// What a socket received, in words.
-fn received(port: u16, what: Result<(SocketAddrV4, &[u8]), Errno>) -> String {
-    let mut line = format!("{port} ");
+fn received(socket: &str, what: Result<(SocketAddr, &[u8]), Errno>) -> String {
+    let mut line = format!("{socket} ");
     match what {
         Ok((from, octets)) => {
-            let _ = write!(line, "from {from}: ");
+            // (Without a scope: devices have numbers of their own.)
+            let _ = write!(line, "from {} {}: ", from.ip(), from.port());
             for octet in octets {
                 let _ = write!(line, "{octet:02x}");
             }
@@ -66,11 +69,16 @@ fn received(port: u16, what: Result<(SocketAddrV4, &[u8]), Errno>) -> String {
     line
 }
 
-/// The numbers of `/proc/net/snmp`, by group and name.
+/// The numbers of `/proc/net/snmp`, by group and name, and of `/proc/net/snmp6`, by name.
 fn counters<'a>(lines: impl Iterator<Item = &'a str>) -> BTreeMap<String, i64> {
     let mut counters = BTreeMap::new();
     let mut names: Vec<&str> = Vec::new();
     for line in lines {
+        if let Some((name, value)) = line.split_once('\t') {
+            let value = value.parse().unwrap_or_else(|_| panic!("{line:?}"));
+            counters.insert(name.trim_end().to_owned(), value);
+            continue;
+        }
         let words: Vec<_> = line.split(' ').collect();
         if names.first() == words.first() {
             for (name, value) in names.iter().zip(&words).skip(1) {
@@ -142,6 +150,15 @@ impl UserModeLinux {
                 "neigh replace 10.77.0.{host} lladdr {a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x} nud permanent dev eth0"
             );
         }
+        for host in (0..=254).filter(|host| *host != 2) {
+            let [a, b, c, d, e, f] = neighbour(host);
+            for prefix in ["fd77", "fe80"] {
+                let _ = writeln!(
+                    neighbours,
+                    "neigh replace {prefix}::{host:x} lladdr {a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x} nud permanent dev eth0"
+                );
+            }
+        }
         fs::write(share.join("neighbours"), neighbours).expect("the shared directory");
         let job = format!(
             "ipv4() {{ echo $2 > /proc/sys/net/ipv4/$1; }}
@@ -151,6 +168,20 @@ impl UserModeLinux {
                 ipv4 conf/$dev/rp_filter 0; ipv4 conf/$dev/accept_redirects 0
             done
             ethtool -K eth0 gro off
+            modprobe ipv6 disable_ipv6=1
+            ipv6() {{ echo $2 > /proc/sys/net/ipv6/$1; }}
+            ipv6 icmp/ratelimit 0; ipv6 ip6frag_time 3600; ipv6 auto_flowlabels 0; ipv6 bindv6only 1
+            ipv6 neigh/eth0/retrans_time_ms 3600000; ipv6 neigh/eth0/base_reachable_time_ms 36000000
+            ipv6 neigh/eth0/delay_first_probe_time 3600
+            for dev in all default eth0; do
+                ipv6 conf/$dev/accept_ra 0; ipv6 conf/$dev/accept_redirects 0
+                ipv6 conf/$dev/router_solicitations 0; ipv6 conf/$dev/accept_dad 0
+            done
+            ipv6 conf/lo/disable_ipv6 0; ipv6 conf/eth0/disable_ipv6 0
+            ip -6 address add {OURS6}/{PREFIX_LEN} dev eth0 nodad
+            ip -6 route add default via {PEER6}
+            # Until the groups are reported.
+            sleep 4
             ip -force -batch /share/neighbours || true
             ip route add default via 10.77.0.1
             /share/lib/{loader} --library-path /share/lib /share/program same_packets::listen --exact --ignored --nocapture"
@@ -159,6 +190,8 @@ impl UserModeLinux {
         guest.arg(&console);
         let mut guest = Conversation::start(guest, &share, &job);
         let lines = guest.hear("step0");
+        // What it said by itself: its groups.
+        far_end.take();
         UserModeLinux {
             guest,
             far_end,
@@ -243,18 +276,27 @@ fn share_this_program(share: &Path) -> String {
 /// What runs in User-mode Linux: reads the sockets when it is told to, and says what was there and the counters.
 pub fn listen() {
     let sockets = SOCKETS.map(|(port, connected)| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a socket");
-        if let Some(peer) = connected {
-            socket.connect((PEER, peer)).expect("a route");
-        }
-        socket.set_nonblocking(true).expect("a socket");
-        (port, socket)
+        let own = [
+            IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            Ipv6Addr::UNSPECIFIED.into(),
+        ];
+        let peers = [IpAddr::from(PEER), PEER6.into()];
+        [0, 1].map(|at| {
+            let socket = UdpSocket::bind((own[at], port)).expect("a socket");
+            if let Some(peer) = connected {
+                socket.connect((peers[at], peer)).expect("a route");
+            }
+            socket.set_nonblocking(true).expect("a socket");
+            (name(port, at == 1), socket)
+        })
     });
+    let sockets = sockets.as_flattened();
     println!();
     let mut buf = vec![0; 1 << 16];
     for step in 0.. {
-        let snmp = fs::read_to_string("/proc/net/snmp").expect("counters");
-        print!("{snmp}");
+        for file in ["/proc/net/snmp", "/proc/net/snmp6"] {
+            print!("{}", fs::read_to_string(file).expect("counters"));
+        }
         println!("said step{step}");
         while !Path::new(&format!("/share/step{step}")).exists() {
             std::thread::sleep(Duration::from_millis(5));
@@ -262,19 +304,40 @@ pub fn listen() {
         if Path::new("/share/end").exists() {
             break;
         }
-        for (port, socket) in &sockets {
+        for (name, socket) in sockets {
             loop {
                 let what = match socket.recv_from(&mut buf) {
-                    Ok((len, std::net::SocketAddr::V4(from))) => Ok((from, &buf[..len])),
-                    Ok((_, from)) => panic!("{from}"),
+                    Ok((len, from)) => Ok((from, &buf[..len])),
                     Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
                 };
                 if what == Err(Errno::EAGAIN) {
                     break;
                 }
-                println!("received {}", received(*port, what));
+                println!("received {}", received(name, what));
             }
         }
+    }
+}
+
+/// What a socket is called.
+fn name(port: u16, ipv6: bool) -> String {
+    format!("{}{port}", if ipv6 { "6:" } else { "" })
+}
+
+/// Adds a line for all that a socket has, by what reads one piece.
+fn read_all(
+    lines: &mut Vec<String>,
+    name: &str,
+    mut read: impl FnMut(&mut [u8]) -> Result<(SocketAddr, usize), Errno>,
+) {
+    let mut buf = vec![0; 1 << 16];
+    loop {
+        let what = match read(&mut buf) {
+            Ok((from, len)) => Ok((from, &buf[..len])),
+            Err(Errno::EAGAIN) => break,
+            Err(errno) => Err(errno),
+        };
+        lines.push(received(name, what));
     }
 }
 
@@ -282,7 +345,7 @@ pub fn listen() {
 pub struct Ours {
     kernel: Kernel<InProcess, World>,
     far_end: FarEnd,
-    sockets: Vec<(u16, Fd)>,
+    sockets: Vec<(u16, [Fd; 2])>,
     before: BTreeMap<String, i64>,
 }
 
@@ -312,12 +375,30 @@ impl Ours {
                 ipfrag_time: Duration::from_secs(3600),
                 ..Ipv4Sysctl::default()
             },
+            ipv6: Ipv6Sysctl {
+                addr: Some((OURS6, PREFIX_LEN)),
+                gateway: Some(PEER6),
+                icmp_ratelimit: Duration::ZERO,
+                ip6frag_time: Duration::from_secs(3600),
+                ..Ipv6Sysctl::default()
+            },
+            neigh: NeighParms {
+                retrans_time: Duration::from_secs(3600),
+                base_reachable_time: Duration::from_secs(36000),
+                delay_first_probe_time: Duration::from_secs(3600),
+                ..NeighParms::default()
+            },
             ..KernelConfig::default()
         };
         let mut kernel = Kernel::new(dev, world, config);
         for host in (0..=254).filter(|host| *host != OURS.octets()[3]) {
             let added = kernel.neigh_add(Ipv4Addr::new(10, 77, 0, host), neighbour(host));
             added.expect("room for a neighbour");
+            for prefix in [0xfd77, 0xfe80] {
+                let addr = Ipv6Addr::new(prefix, 0, 0, 0, 0, 0, 0, host.into());
+                let added = kernel.neigh6_add(addr, Ifindex::ETH0, neighbour(host));
+                added.expect("room for a neighbour");
+            }
         }
         let sockets = SOCKETS.map(|(port, connected)| {
             let socket = kernel.socket(SockType::Dgram, Protocol::Udp);
@@ -328,7 +409,15 @@ impl Ours {
                 let peer = SocketAddrV4::new(PEER, peer);
                 kernel.connect(socket, peer).expect("a route");
             }
-            (port, socket)
+            let socket6 = kernel.socket6(SockType::Dgram, Protocol::Udp);
+            let socket6 = socket6.expect("a socket");
+            let own = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+            kernel.bind6(socket6, own).expect("a free port");
+            if let Some(peer) = connected {
+                let peer = SocketAddrV6::new(PEER6, peer, 0, 0);
+                kernel.connect6(socket6, peer).expect("a route");
+            }
+            (port, [socket, socket6])
         });
         let mut ours = Ours {
             kernel,
@@ -342,8 +431,10 @@ impl Ours {
 
     fn counters(&self) -> BTreeMap<String, i64> {
         let mut snmp = String::new();
-        let shown = self.kernel.proc_show(ProcFile::Snmp, &mut snmp);
-        shown.expect("a string has room");
+        for file in [ProcFile::Snmp, ProcFile::Snmp6] {
+            let shown = self.kernel.proc_show(file, &mut snmp);
+            shown.expect("a string has room");
+        }
         counters(snmp.lines())
     }
 }
@@ -364,16 +455,17 @@ impl Host for Ours {
         }
         let answered = answers.iter().any(|frame| is_barrier(frame));
         assert!(answered, "our guest does not answer");
-        let (mut lines, mut buf) = (Vec::new(), vec![0; 1 << 16]);
-        for &(port, socket) in &self.sockets {
-            loop {
-                let what = match self.kernel.recvfrom(socket, &mut buf) {
-                    Ok(received) => Ok((received.from, &buf[..received.len])),
-                    Err(Errno::EAGAIN) => break,
-                    Err(errno) => Err(errno),
-                };
-                lines.push(received(port, what));
-            }
+        let mut lines = Vec::new();
+        for &(port, [socket, socket6]) in &self.sockets {
+            let kernel = &mut self.kernel;
+            read_all(&mut lines, &name(port, false), |buf| {
+                let received = kernel.recvfrom(socket, buf)?;
+                Ok((received.from.into(), received.len))
+            });
+            read_all(&mut lines, &name(port, true), |buf| {
+                let received = kernel.recvfrom6(socket6, buf)?;
+                Ok((received.from.into(), received.len))
+            });
         }
         let now = self.counters();
         Outcome {

@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use nic_model::port::PortConfig;
 
+use super::packets6::FRAGMENT;
+
 /// The host that the packets are for.
 pub const OURS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// The one that most come from, which is the gateway, too.
@@ -174,11 +176,19 @@ pub fn is_barrier(frame: &[u8]) -> bool {
 }
 
 /// A frame that a host sent, without what may differ: identification and checksum of the IP header, the times of a
-/// timestamp reply. `None` if it says nothing of IPv4 or ARP.
+/// timestamp reply. `None` if it says nothing of IPv4, IPv6 or ARP.
 pub fn comparable(frame: &[u8]) -> Option<Vec<u8>> {
     let mut frame = frame.to_vec();
     match frame.get(12..ETHERNET)? {
         [8, 6] => return Some(frame),
+        [0x86, 0xdd] => {
+            if frame.get(ETHERNET + 6) == Some(&FRAGMENT)
+                && let Some(id) = frame.get_mut(ETHERNET + 44..ETHERNET + 48)
+            {
+                id.fill(0);
+            }
+            return Some(frame);
+        }
         [8, 0] if frame.len() >= ETHERNET + 20 => {}
         _ => return None,
     }

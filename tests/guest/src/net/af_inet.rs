@@ -47,13 +47,13 @@ pub enum Protocol {
 
 /// A datagram that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Received {
+pub struct Received<A = SocketAddrV4> {
     /// Bytes in the caller's buffer; the rest of a longer datagram is lost.
     pub len: usize,
     /// Bytes of the datagram.
     pub datagram_len: usize,
     /// Who sent it.
-    pub from: SocketAddrV4,
+    pub from: A,
     /// When it was put into the socket's queue, in the machine's time; of a piece of a stream when it was read.
     pub queued: u64,
     /// The hash that the device reported of its frame; 0 where it reported none.
@@ -177,6 +177,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// # Errors
     /// EBADF; EINVAL when it is bound already; EADDRNOTAVAIL; EADDRINUSE; EOPNOTSUPP for a packet socket.
     pub fn bind(&mut self, fd: Fd, addr: SocketAddrV4) -> Result<(), Errno> {
+        self.sock_is_inet(self.sockfd_lookup(fd)?)?;
         let own = addr.ip().to_bits();
         let of_host = self.fib.is_local(own);
         let available = own == 0 || self.fib.is_own(own) || of_host || own >> 28 == 0xe;
@@ -220,6 +221,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return self.tcp_v4_connect(at, addr);
         }
         let at = self.sockfd_lookup(fd)?;
+        self.sock_is_inet(at)?;
         let daddr = addr.ip().to_bits();
         let rt = self.ip_route_output_sk(at, daddr);
         let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
@@ -239,6 +241,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             table.rehash(at, sk);
         }
         Ok(())
+    }
+
+    /// Only a socket of AF_INET has addresses of that.
+    fn sock_is_inet(&self, at: usize) -> Result<(), Errno> {
+        match self.socks.get(at).map(|sk| sk.sk_prot) {
+            Some(Proto::Udpv6 | Proto::Pingv6) => Err(Errno::EAFNOSUPPORT),
+            _ => Ok(()),
+        }
     }
 
     /// Where a socket is bound.
@@ -343,6 +353,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 let at = self.tcp_sk(fd)?;
                 self.tcp_sendmsg(at, data)
             }
+            Proto::Udpv6 if to.is_none() => self.udpv6_sendmsg(at, data, None),
+            Proto::Pingv6 if to.is_none() => self.ping_v6_sendmsg(at, data, None),
+            Proto::Udpv6 | Proto::Pingv6 => Err(Errno::EAFNOSUPPORT),
             Proto::Packet => Err(Errno::EOPNOTSUPP),
         }
     }
@@ -396,7 +409,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return Ok(self.tcp_poll(at));
         }
         let _stage = self.stage(match sk.sk_prot {
-            Proto::Udp => "udp_poll",
+            Proto::Udp | Proto::Udpv6 => "udp_poll",
             Proto::Packet => "packet_poll",
             _ => "datagram_poll",
         });
@@ -472,6 +485,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             Proto::Tcp => {
                 let at = tcp_sk.ok_or(Errno::EBADF)?;
                 self.tcp_recvmsg(at, buf, peek)
+            }
+            Proto::Udpv6 | Proto::Pingv6 => {
+                let received = self.inet6_recvmsg(at, buf, peek)?;
+                Ok(received.without_sender())
             }
             Proto::Packet => Err(Errno::EOPNOTSUPP),
         }
@@ -554,6 +571,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// A socket is gone; what waits in its queue is lost.
     fn inet_release(&mut self, at: usize) -> Result<(), Errno> {
         let sk = self.socks.remove(at).ok_or(Errno::EBADF)?;
+        if let (_, Some((_, table))) = self.tables6(sk.sk_prot) {
+            table.unhash(at, sk.inet_num);
+        }
         match (sk.sk_prot, sk.tcp_sk, self.tables(sk.sk_prot).1) {
             (_, Some(at), _) => self.tcp_close(at),
             (_, None, Some(table)) => table.unhash(at, sk.inet_num),
@@ -584,11 +604,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// All sockets, and those of a protocol by their ports, if it has such a table.
-    fn tables(&mut self, prot: Proto) -> (&mut SockTable, Option<&mut PortTable>) {
+    fn tables(&mut self, prot: Proto) -> (&mut SockTable, Option<&mut PortTable<u32>>) {
         let table = match prot {
             Proto::Udp => Some(&mut self.udp_table),
             Proto::Ping => Some(&mut self.ping_table),
-            Proto::Raw | Proto::Tcp | Proto::Packet => None,
+            _ => None,
         };
         (&mut self.socks, table)
     }
@@ -602,6 +622,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             Proto::Udp => ("udp_v4_get_port", &mut self.udp_table),
             Proto::Ping => ("ping_get_port", &mut self.ping_table),
             Proto::Raw => return Ok(()),
+            Proto::Udpv6 | Proto::Pingv6 => return Err(Errno::EAFNOSUPPORT),
             Proto::Tcp | Proto::Packet => return Err(Errno::EOPNOTSUPP),
         };
         let _stage = stage(name);

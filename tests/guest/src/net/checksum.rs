@@ -25,6 +25,14 @@ pub(super) fn csum_tcpudp_nofold(saddr: u32, daddr: u32, len: usize, protocol: u
     word(saddr) + word(daddr) + word(u32::from(protocol)) + word(len as u32)
 }
 
+/// The sum of the pseudo header of IPv6 (`csum_ipv6_magic`).
+#[inline]
+pub(super) fn csum_ipv6_magic(saddr: u128, daddr: u128, len: usize, protocol: u8) -> u64 {
+    let word = |host: u32| u64::from(host.to_be());
+    let addrs = csum_partial(&daddr.to_be_bytes(), csum_partial(&saddr.to_be_bytes(), 0));
+    addrs + word(u32::from(protocol)) + word(len as u32)
+}
+
 /// Folds a sum to 16 bits, not complemented.
 #[inline]
 pub(crate) fn csum_fold_raw(sum: u64) -> u16 {

@@ -9,9 +9,10 @@
 use std::collections::VecDeque;
 
 use super::checksum::{CSUM_MANGLED_0, csum_fold, csum_partial};
-use super::eth::{ETH_P_ARP, ETH_P_IP};
+use super::eth::{ETH_P_ARP, ETH_P_IP, ETH_P_IPV6};
 use super::gso::skb_gso_segment;
 use super::ip_input::NetProtocol;
+use super::ip6_input::Inet6Protocol;
 use super::netdevice::{NETIF_F_GSO_UDP_L4, NETIF_F_HW_CSUM, NetDeviceOps};
 use super::skbuff::{IpSummed, SkBuff, Skb};
 use super::stats::{RxDrop, TxDrop};
@@ -32,13 +33,15 @@ pub(super) struct PacketType {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "functions of that name")]
 pub(super) enum PacketHandler {
     IpRcv,
     ArpRcv,
+    Ipv6Rcv,
 }
 
-/// `ip_packet_type` and `arp_packet_type`.
-const PACKET_TYPES: [PacketType; 2] = [
+/// `ip_packet_type`, `arp_packet_type` and `ipv6_packet_type`.
+const PACKET_TYPES: [PacketType; 3] = [
     PacketType {
         protocol: ETH_P_IP,
         func: PacketHandler::IpRcv,
@@ -46,6 +49,10 @@ const PACKET_TYPES: [PacketType; 2] = [
     PacketType {
         protocol: ETH_P_ARP,
         func: PacketHandler::ArpRcv,
+    },
+    PacketType {
+        protocol: ETH_P_IPV6,
+        func: PacketHandler::Ipv6Rcv,
     },
 ];
 
@@ -71,7 +78,7 @@ pub(super) fn skb_checksum_help(skb: &mut SkBuff) -> bool {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Registers the Internet protocols (`inet_init`): the transports by number, then IP and ARP
+    /// Registers the Internet protocols (`inet_init`, `inet6_init`): the transports by number, then IP, ARP and IPv6
     /// with the device layer.
     pub(super) fn inet_init(&mut self) {
         for protocol in [
@@ -81,6 +88,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             NetProtocol::Igmp,
         ] {
             self.inet_add_protocol(protocol);
+        }
+        for protocol in Inet6Protocol::ALL {
+            self.inet6_add_protocol(protocol);
         }
         for packet_type in PACKET_TYPES {
             self.dev_add_pack(packet_type);
@@ -139,6 +149,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         match self.__netif_receive_skb_core(skb) {
             Some((skb, PacketHandler::IpRcv)) => self.ip_rcv(skb),
             Some((skb, PacketHandler::ArpRcv)) => self.arp_rcv(skb),
+            Some((skb, PacketHandler::Ipv6Rcv)) => self.ipv6_rcv(skb),
             None => {}
         }
     }
@@ -212,6 +223,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         match func {
             PacketHandler::IpRcv => self.ip_list_rcv(list),
+            PacketHandler::Ipv6Rcv => self.ipv6_list_rcv(list),
             PacketHandler::ArpRcv => list.drain(..).for_each(|skb| self.arp_rcv(skb)),
         }
     }

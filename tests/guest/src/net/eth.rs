@@ -11,6 +11,7 @@ pub(crate) const ETH_HLEN: usize = 14;
 pub(crate) const ETH_ALEN: usize = 6;
 pub(crate) const ETH_P_IP: u16 = 0x0800;
 pub(crate) const ETH_P_ARP: u16 = 0x0806;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 /// A customer's VLAN tag, and a service provider's.
 pub(crate) const ETH_P_8021Q: u16 = 0x8100;
 pub(crate) const ETH_P_8021AD: u16 = 0x88a8;

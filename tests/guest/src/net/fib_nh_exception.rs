@@ -5,6 +5,7 @@
 //! long ago. The table is bounded as Linux's: where a bucket is full the oldest makes room.
 
 use super::route::Rtable;
+use super::sock::SockAddr;
 use super::sysctl_net_ipv4::nanos;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
@@ -25,20 +26,31 @@ pub(super) struct Pmtu {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
-pub(super) struct FnheHash {
+#[derive(Debug)]
+pub(super) struct FnheHash<A> {
     /// Hosts and what is known of them; nothing before the first one.
-    buckets: Vec<Vec<(u32, Pmtu)>>,
+    buckets: Vec<Vec<(A, Pmtu)>>,
 }
 
-fn bucket(daddr: u32) -> usize {
+impl<A> Default for FnheHash<A> {
+    fn default() -> Self {
+        Self {
+            buckets: Vec::new(),
+        }
+    }
+}
+
+#[inline]
+fn bucket(daddr: impl SockAddr) -> usize {
+    let bits = daddr.bits();
+    let bits = (bits >> 32) as u32 ^ bits as u32;
     // The upper bits of a product with the golden ratio.
-    (daddr.wrapping_mul(0x9e37_79b1) >> 16) as usize % FNHE_HASH_SIZE
+    (bits.wrapping_mul(0x9e37_79b1) >> 16) as usize % FNHE_HASH_SIZE
 }
 
-impl FnheHash {
+impl<A: SockAddr> FnheHash<A> {
     #[inline]
-    pub fn find(&self, daddr: u32, now: impl FnOnce() -> u64) -> Option<Pmtu> {
+    pub fn find(&self, daddr: A, now: impl FnOnce() -> u64) -> Option<Pmtu> {
         if self.buckets.is_empty() {
             return None;
         }
@@ -50,7 +62,7 @@ impl FnheHash {
             .filter(|pmtu| pmtu.expires > now())
     }
 
-    fn update_or_create(&mut self, daddr: u32, pmtu: Pmtu) {
+    pub fn update_or_create(&mut self, daddr: A, pmtu: Pmtu) {
         if self.buckets.is_empty() {
             self.buckets.resize_with(FNHE_HASH_SIZE, Vec::new);
         }
@@ -113,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_path_mtu_is_forgotten_and_the_table_is_bounded() {
-        let mut hash = FnheHash::default();
+        let mut hash = FnheHash::<u32>::default();
         assert_eq!(hash.find(1, || 0), None);
         let pmtu = |mtu| Pmtu {
             mtu,

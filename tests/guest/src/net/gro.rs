@@ -380,7 +380,7 @@ pub(super) fn napi_gro_complete(held: Held) -> (Skb, u16) {
 }
 
 /// The kernel's sockets.
-struct UdpSockets<'a>(&'a PortTable, &'a SockTable);
+struct UdpSockets<'a>(&'a PortTable<u32>, &'a SockTable);
 
 impl UdpGro for UdpSockets<'_> {
     fn asked(&self, from: (u32, u16), to: (u32, u16)) -> bool {

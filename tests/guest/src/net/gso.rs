@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use super::checksum::{CSUM_MANGLED_0, csum_fold, csum_fold_raw, csum_partial};
+use super::eth::ETH_P_IPV6;
 use super::gro::{half, pseudo, word};
 use super::ip_input::IPHDR_LEN;
 use super::skbuff::{IpSummed, MAX_HEADER, NET_SKB_PAD, SkBuff, Skb, SkbCache};
@@ -47,7 +48,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let takes_whole = self.socks.get(at).is_none_or(|sk| sk.gro_enabled);
         if payload <= mss || of_udp == SKB_GSO_UDP || takes_whole {
-            return self.udp_queue_rcv_one_skb(at, skb);
+            return self.udp_queue_rcv_part(at, skb);
         }
         self.counters.cloned += payload.div_ceil(mss) as u64 - 1;
         for from in (UDPHDR_LEN..skb.len()).step_by(mss) {
@@ -61,9 +62,18 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             seg.inherit(&skb);
             seg.network_header = seg.headroom();
             seg.ip_summed = IpSummed::Unnecessary;
-            self.udp_queue_rcv_one_skb(at, seg);
+            self.udp_queue_rcv_part(at, seg);
         }
         self.skb_cache.put(skb);
+    }
+
+    /// A datagram by itself, of either IP.
+    fn udp_queue_rcv_part(&mut self, at: usize, skb: Skb) {
+        if skb.protocol == ETH_P_IPV6 {
+            self.udpv6_queue_rcv_one_skb(at, skb);
+        } else {
+            self.udp_queue_rcv_one_skb(at, skb);
+        }
     }
 }
 

@@ -5,9 +5,12 @@
 //! may not is counted and not sent.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED, NR_ICMP_TYPES};
+use super::ip6_route::Rt6Info;
 use super::netdevice::{IFF_LOOPBACK, Ifindex};
+use super::stats::Mib6;
 use super::sysctl_net_ipv4::nanos;
 use super::{Kernel, Machine};
 use crate::transport::Transport;
@@ -33,7 +36,7 @@ pub(super) struct IcmpLimits {
     credit: u64,
     /// When the common bucket was filled last.
     stamp: Option<u64>,
-    peers: HashMap<u32, Peer>,
+    peers: HashMap<IpAddr, Peer>,
 }
 
 impl IcmpLimits {
@@ -57,7 +60,7 @@ impl IcmpLimits {
     }
 
     /// Whether a host may be sent another error (`inet_peer_xrlim_allow`).
-    fn peer_allow(&mut self, daddr: u32, now: u64, timeout: u64) -> bool {
+    fn peer_allow(&mut self, daddr: IpAddr, now: u64, timeout: u64) -> bool {
         let full = XRLIM_BURST_FACTOR.saturating_mul(timeout);
         if self.peers.len() >= MAX_PEERS {
             // Whose bucket is full again need not be remembered.
@@ -108,8 +111,26 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let timeout = nanos(self.config.ipv4.icmp_ratelimit);
         let now = self.machine.now();
         let free = self.netdevs[dev].flags & IFF_LOOPBACK != 0 || timeout == 0;
-        if !free && !self.icmp_limits.peer_allow(daddr, now, timeout) {
+        if !free
+            && !self
+                .icmp_limits
+                .peer_allow(Ipv4Addr::from_bits(daddr).into(), now, timeout)
+        {
             self.counters.snmp.icmp_out_rate_limit_host += 1;
+            return false;
+        }
+        self.icmp_global_consume();
+        true
+    }
+
+    /// The same for ICMPv6 by a route: to networks more may be sent than to a host (`icmpv6_xrlim_allow`).
+    pub(super) fn icmpv6_xrlim_allow(&mut self, daddr: u128, rt: &Rt6Info) -> bool {
+        let timeout = nanos(self.config.ipv6.icmp_ratelimit) >> ((128 - rt.plen.min(128)) / 32);
+        let now = self.machine.now();
+        let free = self.netdevs[rt.dev].flags & IFF_LOOPBACK != 0 || timeout == 0;
+        let daddr = Ipv6Addr::from_bits(daddr).into();
+        if !free && !self.icmp_limits.peer_allow(daddr, now, timeout) {
+            self.inc6(Mib6::Icmp6OutRateLimitHost);
             return false;
         }
         self.icmp_global_consume();
@@ -127,19 +148,26 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 mod tests {
     use super::*;
 
+    fn host(bits: u32) -> IpAddr {
+        Ipv4Addr::from_bits(bits).into()
+    }
+
     #[test]
     fn a_host_has_six_errors_and_one_a_second() {
         let mut limits = IcmpLimits::default();
         let mut burst = |now| {
             (0..20)
-                .filter(|_| limits.peer_allow(1, now, SECOND))
+                .filter(|_| limits.peer_allow(host(1), now, SECOND))
                 .count()
         };
         assert_eq!(burst(5), 6);
         assert_eq!(burst(5 + SECOND - 1), 0);
         assert_eq!(burst(5 + SECOND), 1);
         assert_eq!(burst(100 * SECOND), 6);
-        assert!(limits.peer_allow(2, 100 * SECOND, SECOND), "another host");
+        assert!(
+            limits.peer_allow(host(2), 100 * SECOND, SECOND),
+            "another host"
+        );
     }
 
     #[test]
@@ -164,7 +192,7 @@ mod tests {
     fn hosts_are_remembered_within_bounds() {
         let mut limits = IcmpLimits::default();
         for daddr in 0..70_000 {
-            limits.peer_allow(daddr, 7, SECOND);
+            limits.peer_allow(host(daddr), 7, SECOND);
         }
         assert!(limits.peers.len() <= MAX_PEERS);
     }

@@ -8,8 +8,9 @@
 use super::checksum::{csum_fold, csum_good, csum_partial};
 use super::ip_options::ReplyOptions;
 use super::ip_output::Flow;
+use super::ipv6::ipv6_eth_mc_map;
 use super::neighbour::ip_eth_mc_map;
-use super::netdevice::{IFF_LOOPBACK, Ifindex};
+use super::netdevice::{IFF_LOOPBACK, Ifindex, NetDevice};
 use super::skbuff::{IpSummed, PktType, SkBuff, Skb};
 use super::stats::RxDrop;
 use super::{Kernel, Machine};
@@ -227,6 +228,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             .filter(|group| group.users > 0 && self.vlan_dev_real_dev(group.dev) == real_dev);
         let groups = std::iter::once(IGMP_ALL_HOSTS).chain(joined.map(|group| group.multiaddr));
         let mut table: Vec<_> = groups.map(ip_eth_mc_map).collect();
+        let devices = self.net_devices().iter().map(NetDevice::ifindex);
+        let these = devices.filter(|dev| self.vlan_dev_real_dev(*dev) == real_dev);
+        table.extend(
+            these
+                .flat_map(|dev| self.ipv6_groups(dev))
+                .map(ipv6_eth_mc_map),
+        );
         // Several groups may have one address.
         table.sort_unstable();
         table.dedup();

@@ -7,18 +7,31 @@
 
 use std::collections::HashMap;
 
-use super::skbuff::Skb;
+use super::skbuff::{IpSummed, NET_SKB_PAD, Skb};
+use super::stats::RxDrop;
+use super::{Kernel, Machine};
+use crate::transport::Transport;
 
 /// What a queue is charged with before it holds anything (`struct ipq`).
 const QUEUE_SIZE: usize = 208;
 
-/// Fragments of one packet have this in common (`struct frag_v4_compare_key`).
+/// Fragments of one packet have this in common (`struct frag_v4_compare_key`, `struct frag_v6_compare_key`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct FragKey {
-    pub saddr: u32,
-    pub daddr: u32,
-    pub id: u16,
+    pub saddr: u128,
+    pub daddr: u128,
+    pub id: u32,
+    /// Of IPv4.
     pub protocol: u8,
+    /// The device, where addresses mean something on a link only; else 0.
+    pub iif: u16,
+}
+
+/// Whose queues: those of IPv4 or of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frags {
+    Ip,
+    Ip6,
 }
 
 /// Why a fragment is not added to a queue.
@@ -129,7 +142,7 @@ pub(super) struct Fqdir {
     /// Places in `queues` without a packet.
     free: Vec<usize>,
     hash: HashMap<FragKey, usize>,
-    peers: HashMap<u32, Peer>,
+    peers: HashMap<u128, Peer>,
     /// Bytes that are charged (`FRAG: memory` in `/proc/net/sockstat`).
     mem: usize,
     /// Not after the earliest `expires`.
@@ -143,6 +156,11 @@ impl Fqdir {
 
     pub fn mem(&self) -> usize {
         self.mem
+    }
+
+    /// Packets of which something is missing.
+    pub fn waiting(&self) -> usize {
+        self.hash.len()
     }
 
     /// The queue of a packet, a new one until `expires` if there is none.
@@ -244,6 +262,98 @@ impl Fqdir {
     /// Looks for the earliest `expires` again.
     pub fn restart_timer(&mut self) {
         self.timer = self.queues.iter().filter_map(|queue| queue.expires).min();
+    }
+}
+
+impl<T: Transport, M: Machine> Kernel<T, M> {
+    #[inline]
+    pub(super) fn fqdir(&mut self, of: Frags) -> &mut Fqdir {
+        match of {
+            Frags::Ip => &mut self.frags,
+            Frags::Ip6 => &mut self.frags6,
+        }
+    }
+
+    pub(super) fn inet_frag_kill(&mut self, of: Frags, at: usize) {
+        let _stage = self.stage("inet_frag_kill");
+        self.fqdir(of).kill(at);
+    }
+
+    pub(super) fn inet_frag_destroy(&mut self, of: Frags, at: usize, reason: RxDrop) {
+        let _stage = self.stage("inet_frag_destroy");
+        self.inet_frag_rbtree_purge(of, at, reason);
+        self.fqdir(of).destroy(at);
+    }
+
+    /// Drops what a queue holds.
+    pub(super) fn inet_frag_rbtree_purge(&mut self, of: Frags, at: usize, reason: RxDrop) {
+        let _stage = self.stage("inet_frag_rbtree_purge");
+        while let Some(skb) = self.fqdir(of).purge_one(at) {
+            self.counters.reassembling -= 1;
+            self.drop_rx(skb, reason);
+        }
+    }
+
+    /// Adds a fragment whose octets were found to be missing; whether it was the last one.
+    pub(super) fn inet_frag_add(&mut self, of: Frags, at: usize, offset: usize, skb: Skb) -> bool {
+        self.fqdir(of).add(at, offset, skb);
+        self.counters.reassembling += 1;
+        let queue = self.fqdir(of).queue(at);
+        let (waiting, complete) = (queue.fragments.len(), queue.is_complete());
+        self.changed("ipq", || {
+            let what = if complete { "complete" } else { "incomplete" };
+            format!("{waiting} fragments, {what}")
+        });
+        complete
+    }
+
+    /// Puts the fragments in order.
+    pub(super) fn inet_frag_reasm_prepare(&mut self, of: Frags, at: usize) {
+        let _stage = self.stage("inet_frag_reasm_prepare");
+        let fragments = &mut self.fqdir(of).queue(at).fragments;
+        fragments.sort_unstable_by_key(|(offset, _)| *offset);
+    }
+
+    /// One packet of the fragments, which stay to be freed, behind `head_len` bytes of the first one's headers.
+    pub(super) fn inet_frag_reasm_finish(&mut self, of: Frags, at: usize, head_len: usize) -> Skb {
+        let _stage = self.stage("inet_frag_reasm_finish");
+        let fqdir = match of {
+            Frags::Ip => &self.frags,
+            Frags::Ip6 => &self.frags6,
+        };
+        let FragQueue { fragments, len, .. } = &fqdir.queues[at];
+        let truesize = fragments.iter().map(|(_, skb)| skb.truesize).sum();
+        let mut skb = self
+            .skb_cache
+            .alloc_charged(NET_SKB_PAD, head_len + len, truesize);
+        skb.reset_network_header();
+        for (nth, (_, fragment)) in fragments.iter().enumerate() {
+            if nth == 0 {
+                skb.inherit(fragment);
+                skb.ip_summed = fragment.ip_summed;
+                skb.put(head_len)
+                    .copy_from_slice(&fragment.network()[..head_len]);
+            } else if fragment.ip_summed != skb.ip_summed {
+                skb.ip_summed = IpSummed::None;
+            }
+            skb.put(fragment.len()).copy_from_slice(fragment.data());
+        }
+        skb
+    }
+
+    /// Frees the fragments that are in a packet now.
+    pub(super) fn inet_frag_destroy_empty(&mut self, of: Frags, at: usize) {
+        let _stage = self.stage("inet_frag_destroy");
+        let purging = self.stage("inet_frag_rbtree_purge");
+        let mut freed = 0;
+        while let Some(skb) = self.fqdir(of).purge_one(at) {
+            freed += 1;
+            self.skb_cache.put(skb);
+        }
+        drop(purging);
+        self.counters.reassembling -= freed;
+        self.counters.merged += freed.saturating_sub(1);
+        self.fqdir(of).destroy(at);
     }
 }
 

@@ -8,10 +8,10 @@
 
 use super::icmp::{ICMP_EXC_FRAGTIME, ICMP_TIME_EXCEEDED};
 use super::inet_ecn::{INET_ECN_CE, INET_ECN_MASK};
-use super::inet_fragment::{FragKey, Refused};
+use super::inet_fragment::{FragKey, Frags, Refused};
 use super::ip_input::{IP_MF, IP_OFFSET};
 use super::ip_output::ip_send_check;
-use super::skbuff::{IpSummed, NET_SKB_PAD, SkBuff, Skb};
+use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
 use super::sysctl_net_ipv4::nanos;
 use super::{Kernel, Machine};
@@ -23,7 +23,7 @@ const IPFRAG_ECN_CE: u8 = 1 << INET_ECN_CE;
 
 /// What a packet says of congestion whose fragments say all of `set`; `None` where they contradict each other
 /// (`ip_frag_ecn_table`).
-fn ip_frag_ecn(set: u8) -> Option<u8> {
+pub(super) fn ip_frag_ecn(set: u8) -> Option<u8> {
     if set & IPFRAG_ECN_NOT_ECT != 0 && set != IPFRAG_ECN_NOT_ECT {
         return None;
     }
@@ -39,10 +39,11 @@ fn frag_key(skb: &SkBuff) -> FragKey {
         .get(4..6)
         .map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
     FragKey {
-        saddr: skb.ip.saddr,
-        daddr: skb.ip.daddr,
-        id,
+        saddr: skb.ip.saddr.into(),
+        daddr: skb.ip.daddr.into(),
+        id: id.into(),
         protocol: skb.ip.protocol,
+        iif: 0,
     }
 }
 
@@ -115,14 +116,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         skb.pull(ihl);
         skb.trim(end - offset);
         self.frags.queue(at).ecn |= 1 << (skb.ip.tos & INET_ECN_MASK);
-        self.frags.add(at, offset, skb);
-        self.counters.reassembling += 1;
-        let queue = self.frags.queue(at);
-        let (waiting, complete) = (queue.fragments.len(), queue.is_complete());
-        self.changed("ipq", || {
-            let what = if complete { "complete" } else { "incomplete" };
-            format!("{waiting} fragments, {what}")
-        });
+        let complete = self.inet_frag_add(Frags::Ip, at, offset, skb);
         if complete {
             self.ip_frag_reasm(at)
         } else {
@@ -133,7 +127,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// So much of its sender came meanwhile that what is there may be of an older packet: it begins anew.
     fn ip_frag_reinit(&mut self, at: usize) {
         self.counters.snmp.ip_reasm_fails += 1;
-        self.inet_frag_rbtree_purge(at, RxDrop::FragTooFar);
+        self.inet_frag_rbtree_purge(Frags::Ip, at, RxDrop::FragTooFar);
         let expires = self.frag_expires();
         self.frags.set_timer(at, expires);
     }
@@ -141,86 +135,33 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// A fragment that does not go with the others, and with it all of them.
     fn ip_frag_discard(&mut self, at: usize, skb: Skb) {
         self.drop_rx(skb, RxDrop::IpReasmFails);
-        self.inet_frag_kill(at);
+        self.inet_frag_kill(Frags::Ip, at);
         self.ip_frag_fail(at);
     }
 
     /// What was killed because it is no packet.
     fn ip_frag_fail(&mut self, at: usize) {
         self.counters.snmp.ip_reasm_fails += 1;
-        self.inet_frag_destroy(at, RxDrop::IpReasmFails);
-    }
-
-    fn inet_frag_kill(&mut self, at: usize) {
-        let _stage = self.stage("inet_frag_kill");
-        self.frags.kill(at);
-    }
-
-    fn inet_frag_destroy(&mut self, at: usize, reason: RxDrop) {
-        let _stage = self.stage("inet_frag_destroy");
-        self.inet_frag_rbtree_purge(at, reason);
-        self.frags.destroy(at);
-    }
-
-    /// Drops what a queue holds.
-    fn inet_frag_rbtree_purge(&mut self, at: usize, reason: RxDrop) {
-        let _stage = self.stage("inet_frag_rbtree_purge");
-        while let Some(skb) = self.frags.purge_one(at) {
-            self.counters.reassembling -= 1;
-            self.drop_rx(skb, reason);
-        }
+        self.inet_frag_destroy(Frags::Ip, at, RxDrop::IpReasmFails);
     }
 
     /// All fragments are there: they become one packet again.
     fn ip_frag_reasm(&mut self, at: usize) -> Option<Skb> {
-        self.inet_frag_kill(at);
+        self.inet_frag_kill(Frags::Ip, at);
         let queue = self.frags.queue(at);
         let len = queue.len;
         let Some(ecn) = ip_frag_ecn(queue.ecn) else {
             self.ip_frag_fail(at);
             return None;
         };
-        let head_len = self.inet_frag_reasm_prepare(at);
+        self.inet_frag_reasm_prepare(Frags::Ip, at);
+        let head = self.frags.queue(at).fragments.first();
+        let head_len = head.map_or(0, |(_, head)| usize::from(head.ip.hdr_len));
         if head_len + len > usize::from(u16::MAX) {
             self.ip_frag_fail(at);
             return None;
         }
-        let skb = self.inet_frag_reasm_finish(at, head_len, len, ecn);
-        self.counters.snmp.ip_reasm_oks += 1;
-        // The fragments are in it: all but one have ended.
-        self.inet_frag_destroy_empty(at);
-        Some(skb)
-    }
-
-    /// Puts the fragments in order; the length of the first one's IP header.
-    fn inet_frag_reasm_prepare(&mut self, at: usize) -> usize {
-        let _stage = self.stage("inet_frag_reasm_prepare");
-        let fragments = &mut self.frags.queue(at).fragments;
-        fragments.sort_unstable_by_key(|(offset, _)| *offset);
-        let head = fragments.first();
-        head.map_or(0, |(_, head)| usize::from(head.ip.hdr_len))
-    }
-
-    /// One packet of the fragments, which stay to be freed.
-    fn inet_frag_reasm_finish(&mut self, at: usize, head_len: usize, len: usize, ecn: u8) -> Skb {
-        let _stage = self.stage("inet_frag_reasm_finish");
-        let fragments = &self.frags.queue(at).fragments;
-        let truesize = fragments.iter().map(|(_, skb)| skb.truesize).sum();
-        let mut skb = self
-            .skb_cache
-            .alloc_charged(NET_SKB_PAD, head_len + len, truesize);
-        skb.reset_network_header();
-        for (nth, (_, fragment)) in fragments.iter().enumerate() {
-            if nth == 0 {
-                skb.inherit(fragment);
-                skb.ip_summed = fragment.ip_summed;
-                skb.put(head_len)
-                    .copy_from_slice(&fragment.network()[..head_len]);
-            } else if fragment.ip_summed != skb.ip_summed {
-                skb.ip_summed = IpSummed::None;
-            }
-            skb.put(fragment.len()).copy_from_slice(fragment.data());
-        }
+        let mut skb = self.inet_frag_reasm_finish(Frags::Ip, at, head_len);
         skb.ip.frag_off = 0;
         skb.ip.tos |= ecn;
         let (tot_len, tos) = (skb.len() as u16, skb.ip.tos);
@@ -230,22 +171,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         iph[6..8].fill(0);
         ip_send_check(iph);
         self.changed("iphdr", || format!("{tot_len} bytes, of fragments"));
-        skb
-    }
-
-    /// Frees the fragments that are in a packet now.
-    fn inet_frag_destroy_empty(&mut self, at: usize) {
-        let _stage = self.stage("inet_frag_destroy");
-        let purging = self.stage("inet_frag_rbtree_purge");
-        let mut freed = 0;
-        while let Some(skb) = self.frags.purge_one(at) {
-            freed += 1;
-            self.skb_cache.put(skb);
-        }
-        drop(purging);
-        self.counters.reassembling -= freed;
-        self.counters.merged += freed.saturating_sub(1);
-        self.frags.destroy(at);
+        self.counters.snmp.ip_reasm_oks += 1;
+        // The fragments are in it: all but one have ended.
+        self.inet_frag_destroy_empty(Frags::Ip, at);
+        Some(skb)
     }
 
     /// The timer's soft interrupt: packets whose fragments did not all come in time (`ip_expire`).
@@ -259,7 +188,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 continue;
             }
             let _stage = self.stage("ip_expire");
-            self.inet_frag_kill(at);
+            self.inet_frag_kill(Frags::Ip, at);
             self.counters.snmp.ip_reasm_fails += 1;
             self.counters.snmp.ip_reasm_timeout += 1;
             let queue = self.frags.queue(at);
@@ -274,7 +203,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 );
                 self.frags.queue(at).fragments = fragments;
             }
-            self.inet_frag_destroy(at, RxDrop::FragReasmTimeout);
+            self.inet_frag_destroy(Frags::Ip, at, RxDrop::FragReasmTimeout);
         }
         self.frags.restart_timer();
     }

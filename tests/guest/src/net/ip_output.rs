@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
+use super::arp::Arp;
 use super::checksum::{csum_fold, csum_partial};
 use super::dev::skb_checksum_help;
 use super::eth::{ETH_HLEN, ETH_P_IP, eth_header};
@@ -88,7 +89,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     /// A buffer with the data in it; who sends it is charged.
-    fn __ip_append_data(&mut self, transhdrlen: usize, data: &[u8], owner: Option<SkRef>) -> Skb {
+    pub(super) fn __ip_append_data(
+        &mut self,
+        transhdrlen: usize,
+        data: &[u8],
+        owner: Option<SkRef>,
+    ) -> Skb {
         let _stage = self.stage("__ip_append_data");
         let len = transhdrlen + data.len();
         let mut skb = self.skb_cache.alloc(MAX_HEADER - transhdrlen, len);
@@ -246,17 +252,23 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if !looped || self.netdevs[rt.dev].flags & IFF_LOOPBACK != 0 {
             return;
         }
-        let mut copy = self.skb_cache.clone_skb(skb);
+        let copy = self.skb_cache.clone_skb(skb);
         if self.nf_hook(NfHook::PostRouting, &copy) {
-            // `dev_loopback_xmit`. It has no addresses, and nobody is to see what was in the buffer before.
-            *copy.push() = eth_header([0; 6], [0; 6], ETH_P_IP);
-            copy.pull(ETH_HLEN);
-            copy.pkt_type = PktType::Loopback;
-            copy.ip_summed = IpSummed::Unnecessary;
-            self.netif_rx(copy);
+            self.dev_loopback_xmit(copy);
         } else {
             self.drop_tx(copy, TxDrop::NetfilterOutDrop);
         }
+    }
+
+    /// What was sent to many comes in here as well.
+    pub(super) fn dev_loopback_xmit(&mut self, mut copy: Skb) {
+        let _stage = self.stage("dev_loopback_xmit");
+        // It has no addresses, and nobody is to see what was in the buffer before.
+        *copy.push() = eth_header([0; 6], [0; 6], copy.protocol);
+        copy.pull(ETH_HLEN);
+        copy.pkt_type = PktType::Loopback;
+        copy.ip_summed = IpSummed::Unnecessary;
+        self.netif_rx(copy);
     }
 
     /// A packet that may pass a hook.
@@ -373,6 +385,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     fn ip_finish_output2(&mut self, skb: Skb, rt: Rtable) {
         let _stage = self.stage("ip_finish_output2");
-        self.neigh_output(rt.next_hop, skb);
+        self.neigh_output::<Arp>(rt.next_hop, skb);
     }
 }

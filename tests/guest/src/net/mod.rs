@@ -84,7 +84,9 @@
 //! scheduler: who waits for a
 //! socket looks again after each step.
 
+mod addrconf;
 mod af_inet;
+mod af_inet6;
 mod af_packet;
 mod arp;
 mod backlog;
@@ -97,6 +99,7 @@ mod devinet;
 mod dql;
 mod dummy;
 pub(crate) mod eth;
+mod exthdrs;
 mod fib;
 mod fib_nh_exception;
 pub mod file;
@@ -107,11 +110,15 @@ mod gro_tests;
 mod gso;
 mod hrtimer;
 mod icmp;
+mod icmp6;
 mod icmp_ratelimit;
 mod igmp;
 mod inet_ecn;
 mod inet_fragment;
 mod inet_hashtables;
+mod ip6_input;
+mod ip6_output;
+mod ip6_route;
 mod ip_cork;
 mod ip_forward;
 mod ip_fragment;
@@ -120,17 +127,22 @@ mod ip_options;
 mod ip_output;
 mod ip_recverr;
 mod ip_sockglue;
+mod ipv6;
 mod loopback;
+mod mib6;
 pub(crate) mod napi;
 mod napi_threaded;
+mod ndisc;
 mod neigh_table;
 mod neighbour;
 pub(crate) mod netdevice;
 pub mod netfilter;
 pub mod page_pool;
 mod ping;
+mod ping6;
 mod procfs;
 mod raw;
+mod reassembly;
 mod route;
 mod rps;
 pub mod sch_api;
@@ -144,14 +156,17 @@ mod sockopt;
 mod softirq;
 pub mod stats;
 mod sysctl_net_ipv4;
+mod sysctl_net_ipv6;
 mod tcp;
 mod tcp_ipv4;
+mod tcp_ipv6;
 mod tcp_offload;
 mod tcp_output;
 mod tcp_sock;
 mod tcp_state;
 pub mod trace;
 pub(crate) mod udp;
+mod udp6;
 mod udp_offload;
 mod vlan;
 pub(crate) mod xps;
@@ -179,6 +194,8 @@ use self::inet_hashtables::TcpTable;
 use self::ip_input::NetProtocol;
 pub use self::ip_recverr::{EeOrigin, SockExtendedErr};
 pub use self::ip_sockglue::IpPmtudisc;
+use self::ip6_input::Inet6Protocol;
+use self::ip6_route::Fib6;
 use self::napi::NapiStruct;
 use self::neigh_table::NeighTable;
 pub use self::neigh_table::{NeighParms, NudState};
@@ -195,6 +212,7 @@ use self::sock::{PortTable, SockTable};
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
 pub use self::sysctl_net_ipv4::Ipv4Sysctl;
+pub use self::sysctl_net_ipv6::Ipv6Sysctl;
 use self::trace::Tracer;
 use self::xps::XpsMaps;
 use crate::ring::RingFault;
@@ -315,7 +333,9 @@ pub struct KernelConfig {
     pub random_seed: u64,
     /// Settings of IPv4.
     pub ipv4: Ipv4Sysctl,
-    /// Settings of the neighbour cache.
+    /// Settings of IPv6.
+    pub ipv6: Ipv6Sysctl,
+    /// Settings of the neighbour caches, IPv4's and IPv6's.
     pub neigh: NeighParms,
     /// Packets that wait in a CPU's backlog (`net.core.netdev_max_backlog`).
     pub netdev_max_backlog: usize,
@@ -347,6 +367,7 @@ impl Default for KernelConfig {
             ip_forward: false,
             random_seed: 0,
             ipv4: Ipv4Sysctl::default(),
+            ipv6: Ipv6Sysctl::default(),
             neigh: NeighParms::default(),
             netdev_max_backlog: 1000,
         }
@@ -407,15 +428,21 @@ pub struct Kernel<T: Transport, M: Machine> {
     rx_handlers_needed: bool,
     inet_protos: [Option<NetProtocol>; 256],
     fib: Fib,
-    fnhe: FnheHash,
-    arp_tbl: NeighTable,
+    fnhe: FnheHash<u32>,
+    arp_tbl: NeighTable<u32>,
+    inet6_protos: [Option<Inet6Protocol>; 256],
+    fib6: Fib6,
+    fnhe6: FnheHash<u128>,
+    nd_tbl: NeighTable<u128>,
     nf: NfHooks,
     socks: SockTable,
     files: FilesStruct,
     /// A message in several buffers, while it is one. Kept for its memory.
     iov: Vec<u8>,
-    udp_table: PortTable,
-    ping_table: PortTable,
+    udp_table: PortTable<u32>,
+    ping_table: PortTable<u32>,
+    udp6_table: PortTable<u128>,
+    ping6_table: PortTable<u128>,
     tcp: TcpTable,
     /// Some socket has asked for datagrams in one (`udp_encap_needed_key`).
     udp_gro_needed: bool,
@@ -423,13 +450,17 @@ pub struct Kernel<T: Transport, M: Machine> {
     raw_table: Vec<usize>,
     /// Next identification of an IP packet (`ip_idents`).
     ip_ident: u16,
+    ip6_ident: u32,
     /// Fragments that wait for the rest of their packets.
     frags: Fqdir,
+    frags6: Fqdir,
     icmp_limits: IcmpLimits,
     igmp: Igmp,
     counters: Counters,
     /// ICMP messages by type, those that were sent from [`icmp::ICMP_OUT`] on.
     icmpmsg: Vec<u64>,
+    /// The same of ICMPv6, from [`icmp6::ICMP6_OUT`] on.
+    icmp6msg: Vec<u64>,
     /// Interrupts of each virtqueue that each CPU took, one virtqueue's behind the other's.
     kstat_irqs: Vec<u64>,
     /// Something waits for a worker (`schedule_work`).
@@ -478,22 +509,31 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             inet_protos: [None; 256],
             fib: Fib::default(),
             fnhe: FnheHash::default(),
-            arp_tbl: NeighTable::default(),
+            arp_tbl: NeighTable::new(config.neigh.clone()),
+            inet6_protos: [None; 256],
+            fib6: Fib6::default(),
+            fnhe6: FnheHash::default(),
+            nd_tbl: NeighTable::new(config.neigh.clone()),
             nf: NfHooks::default(),
             socks: SockTable::default(),
             files: FilesStruct::default(),
             iov: Vec::new(),
             udp_table: PortTable::default(),
             ping_table: PortTable::default(),
+            udp6_table: PortTable::default(),
+            ping6_table: PortTable::default(),
             tcp: TcpTable::new(mtu, config.random_seed, now),
             udp_gro_needed: false,
             raw_table: Vec::new(),
             ip_ident: 0,
+            ip6_ident: 0,
             frags: Fqdir::default(),
+            frags6: Fqdir::default(),
             icmp_limits: IcmpLimits::default(),
             igmp: Igmp::default(),
             counters: Counters::default(),
             icmpmsg: vec![0; 2 * icmp::ICMP_OUT],
+            icmp6msg: vec![0; 2 * icmp6::ICMP6_OUT],
             kstat_irqs: vec![0; 2 * pairs * cpus],
             work: false,
             fault: None,
@@ -504,6 +544,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         kernel.inet_init();
         kernel.attach_default_qdiscs();
         kernel.inet_config();
+        kernel.inet6_config();
         kernel.virtnet_set_affinity();
         kernel.virtnet_open();
         kernel.dev_set_rx_mode(Ifindex::ETH0);
@@ -581,7 +622,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     fn next_jiffies_timer(&self) -> Option<u64> {
         let timers = [
             self.arp_tbl.next_timer(),
+            self.nd_tbl.next_timer(),
             self.frags.next_timer(),
+            self.frags6.next_timer(),
             self.igmp.next_timer(),
             self.tcp.timer,
         ];
@@ -604,6 +647,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.txq.iter().map(|txq| txq.stats).collect(),
         );
         stats.neigh = self.arp_tbl.stats;
+        stats.neigh6 = self.nd_tbl.stats;
         stats
     }
 

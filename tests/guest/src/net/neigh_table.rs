@@ -5,6 +5,7 @@
 //! nobody used for long go from time to time.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::eth::ETH_HLEN;
@@ -107,10 +108,41 @@ impl NudState {
     }
 }
 
+/// An address that neighbours are called by.
+pub(super) trait NeighKey: Copy + Eq {
+    /// The last 32 bits, which are the ones that differ on a link.
+    fn low(self) -> u32;
+
+    /// What it is called.
+    fn addr(self) -> IpAddr;
+}
+
+impl NeighKey for u32 {
+    #[inline]
+    fn low(self) -> u32 {
+        self
+    }
+
+    fn addr(self) -> IpAddr {
+        Ipv4Addr::from_bits(self).into()
+    }
+}
+
+impl NeighKey for u128 {
+    #[inline]
+    fn low(self) -> u32 {
+        self as u32
+    }
+
+    fn addr(self) -> IpAddr {
+        Ipv6Addr::from_bits(self).into()
+    }
+}
+
 /// One neighbour (`struct neighbour`). Times are the machine's.
 #[derive(Debug)]
-pub(super) struct Neighbour {
-    pub primary_key: u32,
+pub(super) struct Neighbour<K> {
+    pub primary_key: K,
     /// The device that it is behind.
     pub dev: Ifindex,
     pub nud_state: NudState,
@@ -133,8 +165,8 @@ pub(super) struct Neighbour {
 }
 
 /// What is shown of a neighbour.
-pub(super) struct NeighView {
-    pub addr: u32,
+pub(super) struct NeighView<K> {
+    pub addr: K,
     pub dev: Ifindex,
     /// His hardware address; zeros where it is not known.
     pub lladdr: [u8; 6],
@@ -142,10 +174,11 @@ pub(super) struct NeighView {
     pub atf: u8,
 }
 
-/// The table (`arp_tbl`).
+/// The table (`arp_tbl`, `nd_tbl`).
 #[derive(Debug)]
-pub(super) struct NeighTable {
-    pub entries: Vec<Neighbour>,
+pub(super) struct NeighTable<K> {
+    pub parms: NeighParms,
+    pub entries: Vec<Neighbour<K>>,
     /// Places in `entries` that are free.
     free: Vec<u16>,
     /// Places in `entries`, by hash of the address.
@@ -160,9 +193,18 @@ pub(super) struct NeighTable {
     pub stats: NeighStatistics,
 }
 
-impl Default for NeighTable {
-    fn default() -> Self {
+/// `arp_hash`: neighbours on one link differ in their last byte.
+#[inline]
+fn hash(key: impl NeighKey) -> usize {
+    let key = key.low();
+    (key ^ key >> 8) as usize % HASH_SIZE
+}
+
+impl<K: NeighKey> NeighTable<K> {
+    /// An empty one.
+    pub fn new(parms: NeighParms) -> Self {
         Self {
+            parms,
             entries: Vec::new(),
             free: Vec::new(),
             hash_buckets: vec![Vec::new(); HASH_SIZE],
@@ -173,18 +215,10 @@ impl Default for NeighTable {
             stats: NeighStatistics::default(),
         }
     }
-}
 
-/// `arp_hash`: neighbours on one link differ in their last byte.
-#[inline]
-fn hash(key: u32) -> usize {
-    (key ^ key >> 8) as usize % HASH_SIZE
-}
-
-impl NeighTable {
     /// All neighbours.
-    pub fn iter(&self) -> impl Iterator<Item = NeighView> + '_ {
-        let view = |neigh: &Neighbour| NeighView {
+    pub fn iter(&self) -> impl Iterator<Item = NeighView<K>> + '_ {
+        let view = |neigh: &Neighbour<K>| NeighView {
             addr: neigh.primary_key,
             dev: neigh.dev,
             lladdr: neigh.hh.first_chunk().copied().unwrap_or_default(),
@@ -205,7 +239,7 @@ impl NeighTable {
 
     /// Where `key` of a device is (`neigh_lookup`).
     #[inline]
-    pub fn lookup(&self, key: u32, dev: Ifindex) -> Option<usize> {
+    pub fn lookup(&self, key: K, dev: Ifindex) -> Option<usize> {
         self.hash_buckets[hash(key)]
             .iter()
             .map(|&at| usize::from(at))
@@ -218,20 +252,14 @@ impl NeighTable {
     }
 
     /// Makes an entry (`neigh_alloc`); `None` when there is no room for it.
-    pub fn create(
-        &mut self,
-        key: u32,
-        dev: Ifindex,
-        now: u64,
-        parms: &NeighParms,
-    ) -> Option<usize> {
+    pub fn create(&mut self, key: K, dev: Ifindex, now: u64) -> Option<usize> {
         let entries = self.gc_entries();
         let flushed_lately = |last: u64| now <= last.saturating_add(FLUSH_INTERVAL);
-        if entries >= parms.gc_thresh3
-            || entries >= parms.gc_thresh2 && !self.last_flush.is_some_and(flushed_lately)
+        if entries >= self.parms.gc_thresh3
+            || entries >= self.parms.gc_thresh2 && !self.last_flush.is_some_and(flushed_lately)
         {
-            let shrunk = self.forced_gc(now, parms);
-            if shrunk == 0 && entries >= parms.gc_thresh3 {
+            let shrunk = self.forced_gc(now);
+            if shrunk == 0 && entries >= self.parms.gc_thresh3 {
                 self.stats.table_fulls += 1;
                 return None;
             }
@@ -259,8 +287,8 @@ impl NeighTable {
         };
         self.hash_buckets[hash(key)].push(at);
         self.stats.allocs += 1;
-        if self.gc_at.is_none() && self.gc_entries() >= parms.gc_thresh1 {
-            self.gc_at = Some(now.saturating_add(gc_interval(parms)));
+        if self.gc_at.is_none() && self.gc_entries() >= self.parms.gc_thresh1 {
+            self.gc_at = Some(now.saturating_add(gc_interval(&self.parms)));
         }
         Some(at.into())
     }
@@ -308,10 +336,10 @@ impl NeighTable {
 
     /// Has entries make room until the table is as full as `gc_thresh2`: those of which nothing is known, and those
     /// that have not changed for long (`neigh_forced_gc`). How many went.
-    fn forced_gc(&mut self, now: u64, parms: &NeighParms) -> usize {
+    fn forced_gc(&mut self, now: u64) -> usize {
         self.stats.forced_gc_runs += 1;
         self.last_flush = Some(now);
-        let max_clean = self.gc_entries().saturating_sub(parms.gc_thresh2);
+        let max_clean = self.gc_entries().saturating_sub(self.parms.gc_thresh2);
         let mut shrunk = 0;
         for at in self.places() {
             let neigh = &self.entries[at];
@@ -330,17 +358,17 @@ impl NeighTable {
     }
 
     /// Takes out what nobody used for long, if it is time for that (`neigh_periodic_work`).
-    pub fn periodic_work(&mut self, now: u64, parms: &NeighParms) {
+    pub fn periodic_work(&mut self, now: u64) {
         if self.gc_at.is_none_or(|at| at > now) {
             return;
         }
         self.stats.periodic_gc_runs += 1;
-        if self.gc_entries() >= parms.gc_thresh1 {
+        if self.gc_entries() >= self.parms.gc_thresh1 {
             for at in self.places() {
                 let neigh = &mut self.entries[at];
                 neigh.used = neigh.used.max(neigh.confirmed.unwrap_or(0));
                 let state = neigh.nud_state;
-                let unused = neigh.used.saturating_add(nanos(parms.gc_stale_time)) <= now;
+                let unused = neigh.used.saturating_add(nanos(self.parms.gc_stale_time)) <= now;
                 if !state.is_in_timer()
                     && state != NudState::Permanent
                     && (state == NudState::Failed || unused)
@@ -349,8 +377,8 @@ impl NeighTable {
                 }
             }
         }
-        let full = self.gc_entries() >= parms.gc_thresh1;
-        self.gc_at = full.then(|| now.saturating_add(gc_interval(parms)));
+        let full = self.gc_entries() >= self.parms.gc_thresh1;
+        self.gc_at = full.then(|| now.saturating_add(gc_interval(&self.parms)));
     }
 
     pub fn add_timer(&mut self, at: usize, expires: u64) {

@@ -7,6 +7,7 @@
 
 use std::ops::{Index, IndexMut};
 
+use super::addrconf::Inet6Ifaddr;
 use super::bridge::Bridge;
 use super::devinet::InIfaddr;
 use super::{Errno, Kernel, Machine};
@@ -28,6 +29,26 @@ impl Ifindex {
     pub const LO: Self = Self(1);
     /// The device that has a driver.
     pub const ETH0: Self = Self(2);
+
+    /// The device of that number, if it can be one.
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        u16::try_from(number)
+            .ok()
+            .filter(|number| *number != 0)
+            .map(Self)
+    }
+}
+
+impl From<Ifindex> for u32 {
+    fn from(index: Ifindex) -> Self {
+        index.0.into()
+    }
+}
+
+impl From<Ifindex> for u16 {
+    fn from(index: Ifindex) -> Self {
+        index.0
+    }
 }
 
 impl Default for Ifindex {
@@ -90,6 +111,8 @@ pub struct NetDevice {
     pub(crate) features: u32,
     /// Its IPv4 addresses (`in_device`).
     pub(crate) ifa_list: Vec<InIfaddr>,
+    /// Its IPv6 addresses (`inet6_dev`), those that reach far first.
+    pub(crate) inet6_ifaddrs: Vec<Inet6Ifaddr>,
     /// The VLANs that it has, by their numbers.
     pub(crate) vlans: Vec<(u16, Ifindex)>,
     /// The bridge that it is a port of.
@@ -112,6 +135,7 @@ impl NetDevice {
             flags: 0,
             features: 0,
             ifa_list: Vec::new(),
+            inet6_ifaddrs: Vec::new(),
             vlans: Vec::new(),
             br_port: None,
             bridge: None,

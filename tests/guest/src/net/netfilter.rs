@@ -1,14 +1,15 @@
 //! Packet filter (Linux: `net/netfilter/core.c`, `nf_tables_core.c`): the five places where others may look at a
 //! packet.
 //!
-//! In: packets with their IP header, at the five hooks of IPv4. Out: the same, if every chain that is hooked there
+//! In: packets with their IP header, at the five hooks of IPv4 and of IPv6. Out: the same, if every chain that is hooked there
 //! accepts them, in the order of their priorities. Dropped and counted: what one of them drops. Chains are lists
 //! of rules, as nf_tables has them; each rule counts what it matches. Where nothing is hooked a packet meets one
 //! test of a bit.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::ip_input::IPHDR_LEN;
+use super::ipv6::{IPV6HDR_LEN, Ipv6hdr, NEXTHDR, prefix_mask6, skip_exthdr};
 use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
 use super::{Kernel, Machine};
@@ -39,9 +40,19 @@ impl NfHook {
         Self::PostRouting,
     ];
 
-    fn bit(self) -> u8 {
-        1 << self as u8
+    fn bit(self, family: NfProto) -> u16 {
+        1 << (self as u8 + 8 * family as u8)
     }
+}
+
+/// Whose packets a chain is about (`NFPROTO_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NfProto {
+    /// IPv4's.
+    #[default]
+    Ipv4,
+    /// IPv6's.
+    Ipv6,
 }
 
 /// What becomes of a packet (`NF_ACCEPT`, `NF_DROP`).
@@ -60,7 +71,11 @@ pub struct NftRule {
     pub saddr: Option<(Ipv4Addr, u8)>,
     /// To this network.
     pub daddr: Option<(Ipv4Addr, u8)>,
-    /// Of this protocol.
+    /// The same of IPv6.
+    pub saddr6: Option<(Ipv6Addr, u8)>,
+    /// To this network.
+    pub daddr6: Option<(Ipv6Addr, u8)>,
+    /// Of this protocol, behind what IPv6 has between.
     pub protocol: Option<u8>,
     /// To this port of UDP or TCP; what is a fragment, but for the first, has none.
     pub dport: Option<u16>,
@@ -75,6 +90,8 @@ pub struct NftRule {
 /// A chain of rules at a hook (`struct nft_base_chain`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NftChain {
+    /// Whose packets it is about.
+    pub family: NfProto,
     /// Where it is.
     pub hook: NfHook,
     /// Lower ones come first; of equals those that were there first.
@@ -94,6 +111,7 @@ impl NftChain {
             ..NftRule::default()
         };
         Self {
+            family: NfProto::Ipv4,
             hook,
             priority: 0,
             rules: vec![rule],
@@ -103,7 +121,11 @@ impl NftChain {
 
     /// Asks the rules about a packet of `len` bytes, of which it has the headers (`nft_do_chain`).
     fn ask(&mut self, packet: &[u8], len: usize) -> Verdict {
-        for rule in self.rules.iter_mut().filter(|rule| rule.matches(packet)) {
+        let matches = match self.family {
+            NfProto::Ipv4 => NftRule::matches,
+            NfProto::Ipv6 => NftRule::matches6,
+        };
+        for rule in self.rules.iter_mut().filter(|rule| matches(rule, packet)) {
             rule.packets += 1;
             rule.bytes += len as u64;
             if let Some(verdict) = rule.verdict {
@@ -144,13 +166,38 @@ impl NftRule {
     }
 }
 
+impl NftRule {
+    /// The same for an IPv6 packet.
+    fn matches6(&self, packet: &[u8]) -> bool {
+        let Some(hdr) = Ipv6hdr::parse(packet) else {
+            return false;
+        };
+        let within = |network: Option<(Ipv6Addr, u8)>, addr: u128| {
+            network.is_none_or(|(network, prefix_len)| {
+                (network.to_bits() ^ addr) & prefix_mask6(prefix_len) == 0
+            })
+        };
+        let upper = skip_exthdr(packet, IPV6HDR_LEN, packet[NEXTHDR]);
+        let port = upper
+            .filter(|upper| matches!(upper.protocol, 6 | 17))
+            .and_then(|upper| packet.get(upper.at + 2..upper.at + 4));
+        let protocol = upper.map(|upper| upper.protocol);
+        within(self.saddr6, hdr.saddr)
+            && within(self.daddr6, hdr.daddr)
+            && self.protocol.is_none_or(|wanted| protocol == Some(wanted))
+            && self
+                .dport
+                .is_none_or(|wanted| port == Some(&wanted.to_be_bytes()[..]))
+    }
+}
+
 /// All chains, and where there are any.
 #[derive(Debug, Default)]
 pub(super) struct NfHooks {
     /// In the order in which they are asked.
     chains: Vec<NftChain>,
     /// A bit for each hook (`nf_hooks_needed`).
-    needed: u8,
+    needed: u16,
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
@@ -158,7 +205,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub fn nf_register_net_hook(&mut self, chain: NftChain) {
         let chains = &mut self.nf.chains;
         let behind = chains.partition_point(|other| other.priority <= chain.priority);
-        self.nf.needed |= chain.hook.bit();
+        self.nf.needed |= chain.hook.bit(chain.family);
         chains.insert(behind, chain);
     }
 
@@ -176,13 +223,19 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Whether a packet may pass a hook (`nf_hook`). Its data begins with its IP header.
     #[inline]
     pub(super) fn nf_hook(&mut self, hook: NfHook, skb: &SkBuff) -> bool {
-        self.nf.needed & hook.bit() == 0 || self.nf_hook_slow(hook, skb)
+        self.nf.needed & hook.bit(NfProto::Ipv4) == 0 || self.nf_hook_slow(NfProto::Ipv4, hook, skb)
+    }
+
+    /// The same for an IPv6 packet.
+    #[inline]
+    pub(super) fn nf_hook6(&mut self, hook: NfHook, skb: &SkBuff) -> bool {
+        self.nf.needed & hook.bit(NfProto::Ipv6) == 0 || self.nf_hook_slow(NfProto::Ipv6, hook, skb)
     }
 
     /// The same for packets that came together; those that may not are dropped (`NF_HOOK_LIST`).
     #[inline]
     pub(super) fn nf_hook_list(&mut self, hook: NfHook, list: &mut Vec<Skb>) {
-        if self.nf.needed & hook.bit() != 0 {
+        if self.nf.needed & hook.bit(NfProto::Ipv4) != 0 {
             self.nf_hook_slow_list(hook, list);
         }
     }
@@ -191,7 +244,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     fn nf_hook_slow_list(&mut self, hook: NfHook, list: &mut Vec<Skb>) {
         let _stage = self.stage("nf_hook_slow_list");
         super::each(list, |skb| {
-            if self.nf_hook_slow(hook, &skb) {
+            if self.nf_hook_slow(NfProto::Ipv4, hook, &skb) {
                 return Some(skb);
             }
             self.drop_rx(skb, RxDrop::NetfilterDrop);
@@ -200,15 +253,20 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     #[cold]
-    fn nf_hook_slow(&mut self, hook: NfHook, skb: &SkBuff) -> bool {
+    fn nf_hook_slow(&mut self, family: NfProto, hook: NfHook, skb: &SkBuff) -> bool {
         let _stage = self.stage("nf_hook_slow");
         (0..self.nf.chains.len()).all(|at| {
-            self.nf.chains[at].hook != hook || self.nft_do_chain_ipv4(at, skb) == Verdict::Accept
+            let chain = &self.nf.chains[at];
+            (chain.family, chain.hook) != (family, hook)
+                || self.nft_do_chain_ip(at, skb) == Verdict::Accept
         })
     }
 
-    fn nft_do_chain_ipv4(&mut self, at: usize, skb: &SkBuff) -> Verdict {
-        let _stage = self.stage("nft_do_chain_ipv4");
+    fn nft_do_chain_ip(&mut self, at: usize, skb: &SkBuff) -> Verdict {
+        let _stage = self.stage(match self.nf.chains[at].family {
+            NfProto::Ipv4 => "nft_do_chain_ipv4",
+            NfProto::Ipv6 => "nft_do_chain_ipv6",
+        });
         self.nft_do_chain(at, skb)
     }
 
@@ -335,6 +393,7 @@ mod tests {
     #[test]
     fn the_first_verdict_counts_or_the_policy() {
         let mut chain = NftChain {
+            family: NfProto::Ipv4,
             hook: NfHook::LocalIn,
             priority: 0,
             rules: vec![

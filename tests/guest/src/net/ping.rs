@@ -82,7 +82,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             .first_chunk::<ICMPHDR_LEN>()
             .map_or(0, |hdr| u16::from_be_bytes([hdr[4], hdr[5]]));
         match self.ping_table.lookup_local((skb.ip.daddr, ident)) {
-            Some(at) => self.sock_queue_rcv_skb(at, skb, RxDrop::PingRcvbufErrors),
+            Some(at) => {
+                self.sock_queue_rcv_skb(at, skb, RxDrop::PingRcvbufErrors);
+            }
             None => self.drop_rx(skb, RxDrop::PingNoSocket),
         }
     }

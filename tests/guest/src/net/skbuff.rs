@@ -9,6 +9,7 @@
 use super::eth::ETH_HLEN;
 use super::ip_input::{IPHDR_LEN, Iphdr};
 use super::ip_options::IpOptions;
+use super::ipv6::Ipv6hdr;
 use super::netdevice::Ifindex;
 use super::route::{RtType, Rtable};
 use super::sock::SkRef;
@@ -111,6 +112,8 @@ pub(crate) struct SkBuff {
     pub ip: Iphdr,
     /// The options in there, where it has any.
     pub opt: IpOptions,
+    /// The same of an IPv6 packet; of no other one is it looked at.
+    pub ip6: Ipv6hdr,
     /// The device that it came by or goes to.
     pub dev: Ifindex,
     /// Where the route leads, once it was looked up.
@@ -320,7 +323,7 @@ impl SkBuff {
         (self.protocol, self.pkt_type) = (whole.protocol, whole.pkt_type);
         self.vlan_tag = whole.vlan_tag;
         (self.ip, self.dst, self.dev) = (whole.ip, whole.dst, whole.dev);
-        self.opt = whole.opt;
+        (self.opt, self.ip6) = (whole.opt, whole.ip6);
         (self.hash, self.l4_hash) = (whole.hash, whole.l4_hash);
         (self.priority, self.queue_mapping) = (whole.priority, whole.queue_mapping);
     }

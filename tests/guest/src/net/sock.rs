@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use super::ip_cork::Pending;
 use super::ip_recverr::ErrorQueue;
 use super::ip_sockglue::{IpPmtudisc, McOptions};
+use super::netdevice::Ifindex;
 use super::raw::RawOptions;
 use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
@@ -31,6 +32,8 @@ pub(super) enum Proto {
     Packet,
     Tcp,
     Raw,
+    Udpv6,
+    Pingv6,
 }
 
 /// A socket that may be gone, or another, when it is looked for.
@@ -95,6 +98,18 @@ pub(super) struct Sock {
     pub pending: Option<Pending>,
     /// What became of what it sent, if it wants to know.
     pub errors: ErrorQueue,
+    /// Its addresses, where it is of AF_INET6.
+    pub pinet6: Ipv6Pinfo,
+}
+
+/// What a socket of AF_INET6 has instead of the addresses of IPv4 (`struct ipv6_pinfo`); 0 as there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Ipv6Pinfo {
+    pub rcv_saddr: u128,
+    pub saddr: u128,
+    pub daddr: u128,
+    /// The device that link-local packets leave by (`sk_bound_dev_if`), if that was said.
+    pub oif: Option<Ifindex>,
 }
 
 /// All sockets.
@@ -139,6 +154,7 @@ impl SockTable {
             corked: false,
             pending: None,
             errors: ErrorQueue::default(),
+            pinet6: Ipv6Pinfo::default(),
         };
         let free = self.socks.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
@@ -192,26 +208,60 @@ impl SockTable {
     }
 }
 
+/// An address of a socket; the default is any.
+pub(super) trait SockAddr: Copy + Eq + Default {
+    /// A socket's own address, and its peer's.
+    fn of(sk: &Sock) -> (Self, Self);
+
+    /// Some of its bits, for a hash.
+    fn bits(self) -> u64;
+}
+
+impl SockAddr for u32 {
+    #[inline]
+    fn of(sk: &Sock) -> (Self, Self) {
+        (sk.inet_rcv_saddr, sk.inet_daddr)
+    }
+
+    #[inline]
+    fn bits(self) -> u64 {
+        self.into()
+    }
+}
+
+impl SockAddr for u128 {
+    #[inline]
+    fn of(sk: &Sock) -> (Self, Self) {
+        (sk.pinet6.rcv_saddr, sk.pinet6.daddr)
+    }
+
+    #[inline]
+    fn bits(self) -> u64 {
+        (self >> 64) as u64 ^ self as u64
+    }
+}
+
 /// What of a socket decides whether a packet is for it: what a lookup reads is together.
 #[derive(Debug, Clone, Copy)]
-struct HashEntry {
+struct HashEntry<A> {
     at: u32,
     num: u16,
     dport: u16,
-    rcv_saddr: u32,
-    daddr: u32,
+    rcv_saddr: A,
+    daddr: A,
     reuse: bool,
     reuseport: bool,
 }
 
-impl HashEntry {
+impl<A: SockAddr> HashEntry<A> {
     fn new(at: usize, sk: &Sock) -> Self {
+        let (rcv_saddr, daddr) = A::of(sk);
         Self {
             at: at as u32,
             num: sk.inet_num,
             dport: sk.inet_dport,
-            rcv_saddr: sk.inet_rcv_saddr,
-            daddr: sk.inet_daddr,
+            rcv_saddr,
+            daddr,
             reuse: sk.sk_reuse,
             reuseport: sk.sk_reuseport,
         }
@@ -220,57 +270,52 @@ impl HashEntry {
     /// How particular the socket is (`compute_score`). An address of its own counts for more than a
     /// peer, because Linux looks for such sockets first.
     fn score(&self) -> u8 {
-        let own = u8::from(self.rcv_saddr != 0);
-        16 * own + 4 * u8::from(self.daddr != 0) + 4 * u8::from(self.dport != 0)
+        let own = u8::from(self.rcv_saddr != A::default());
+        16 * own + 4 * u8::from(self.daddr != A::default()) + 4 * u8::from(self.dport != 0)
     }
 
     /// Whether it is at that local address.
     #[inline]
-    fn is_at(&self, daddr: u32, num: u16) -> bool {
-        self.num == num && (self.rcv_saddr == daddr || self.rcv_saddr == 0)
+    fn is_at(&self, daddr: A, num: u16) -> bool {
+        self.num == num && (self.rcv_saddr == daddr || self.rcv_saddr == A::default())
     }
 
     /// Whether it takes a packet.
     #[inline]
-    fn takes(&self, (saddr, sport): (u32, u16), (daddr, num): (u32, u16)) -> bool {
+    fn takes(&self, (saddr, sport): (A, u16), (daddr, num): (A, u16)) -> bool {
         self.is_at(daddr, num)
-            && (self.daddr == saddr || self.daddr == 0)
+            && (self.daddr == saddr || self.daddr == A::default())
             && (self.dport == sport || self.dport == 0)
     }
 }
 
 /// Sockets by local port (`struct udp_table`).
 #[derive(Debug)]
-pub(super) struct PortTable {
+pub(super) struct PortTable<A> {
     /// In each slot those with the highest score come first, and of equals the newest.
-    slots: Vec<Vec<HashEntry>>,
+    slots: Vec<Vec<HashEntry<A>>>,
     /// Where to look for a free port first.
     next_port: u16,
 }
 
-impl Default for PortTable {
+impl<A> Default for PortTable<A> {
     fn default() -> Self {
         Self {
-            slots: vec![Vec::new(); PORT_HASH_SIZE],
+            slots: (0..PORT_HASH_SIZE).map(|_| Vec::new()).collect(),
             next_port: *LOCAL_PORTS.start(),
         }
     }
 }
 
-impl PortTable {
+impl<A: SockAddr> PortTable<A> {
     #[inline]
-    fn slot(&self, num: u16) -> &[HashEntry] {
+    fn slot(&self, num: u16) -> &[HashEntry<A>] {
         &self.slots[usize::from(num) % PORT_HASH_SIZE]
     }
 
     /// The next socket that takes a packet, from the `nth` in its slot on; and where to go on.
     #[inline]
-    pub fn next_match(
-        &self,
-        nth: usize,
-        from: (u32, u16),
-        to: (u32, u16),
-    ) -> Option<(usize, usize)> {
+    pub fn next_match(&self, nth: usize, from: (A, u16), to: (A, u16)) -> Option<(usize, usize)> {
         let slot = self.slot(to.1).get(nth..)?;
         let more = slot.iter().position(|entry| entry.takes(from, to))?;
         Some((slot[more].at as usize, nth + more + 1))
@@ -278,7 +323,7 @@ impl PortTable {
 
     /// The socket that fits a packet best (`__udp4_lib_lookup`); peers are address and port.
     #[inline(always)] // for each datagram; its other callers are rare
-    pub fn lookup(&self, from: (u32, u16), to: (u32, u16)) -> Option<usize> {
+    pub fn lookup(&self, from: (A, u16), to: (A, u16)) -> Option<usize> {
         for (nth, entry) in self.slot(to.1).iter().enumerate() {
             if entry.takes(from, to) {
                 if entry.reuseport {
@@ -292,14 +337,14 @@ impl PortTable {
 
     /// One of the sockets that share a port, always the same for a peer; the `nth` of the slot is the first of them.
     #[cold]
-    fn reuseport_select_sock(&self, nth: usize, from: (u32, u16), to: (u32, u16)) -> usize {
+    fn reuseport_select_sock(&self, nth: usize, from: (A, u16), to: (A, u16)) -> usize {
         let slot = &self.slot(to.1)[nth..];
         let score = slot[0].score();
-        let shares =
-            |entry: &&HashEntry| entry.reuseport && entry.score() == score && entry.takes(from, to);
+        let shares = |entry: &&HashEntry<A>| {
+            entry.reuseport && entry.score() == score && entry.takes(from, to)
+        };
         let count = slot.iter().filter(shares).count();
-        let hash =
-            (u64::from(from.0) << 16 | u64::from(from.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = (from.0.bits() << 16 | u64::from(from.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let chosen = (((hash >> 32) * count as u64) >> 32) as usize;
         slot.iter()
             .filter(shares)
@@ -308,7 +353,7 @@ impl PortTable {
     }
 
     /// The socket at a local address, whoever it is connected to (`ping_lookup`).
-    pub fn lookup_local(&self, (daddr, num): (u32, u16)) -> Option<usize> {
+    pub fn lookup_local(&self, (daddr, num): (A, u16)) -> Option<usize> {
         self.slot(num)
             .iter()
             .find(|entry| entry.is_at(daddr, num))
@@ -336,9 +381,9 @@ impl PortTable {
     }
 
     /// Whether another socket has the port at an address that overlaps (`udp_lib_lport_inuse`).
-    fn lport_inuse(&self, num: u16, sk: &HashEntry) -> bool {
+    fn lport_inuse(&self, num: u16, sk: &HashEntry<A>) -> bool {
         self.slot(num).iter().any(|other| {
-            let both_own = sk.rcv_saddr != 0 && other.rcv_saddr != 0;
+            let both_own = sk.rcv_saddr != A::default() && other.rcv_saddr != A::default();
             other.num == num
                 && !(sk.reuse && other.reuse)
                 && !(sk.reuseport && other.reuseport)
@@ -358,7 +403,7 @@ impl PortTable {
         stage: impl Fn(&'static str) -> Span,
     ) -> Result<(), Errno> {
         let _stage = stage("udp_lib_get_port");
-        let lport_inuse = |table: &Self, num, sk: &HashEntry| {
+        let lport_inuse = |table: &Self, num, sk: &HashEntry<A>| {
             let _stage = stage("udp_lib_lport_inuse");
             table.lport_inuse(num, sk)
         };
@@ -400,15 +445,17 @@ pub(super) fn sock_buf(value: usize, least: usize) -> usize {
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Puts a packet into a socket's queue, unless that is full: one
-    /// more is always let in, however long.
+    /// more is always let in, however long. Whether it is there.
     #[inline(always)] // for each datagram; its other callers are rare
-    pub(super) fn sock_queue_rcv_skb(&mut self, at: usize, mut skb: Skb, full: RxDrop) {
+    pub(super) fn sock_queue_rcv_skb(&mut self, at: usize, mut skb: Skb, full: RxDrop) -> bool {
         let Some(sk) = self.socks.get_mut(at) else {
-            return self.drop_rx(skb, full);
+            self.drop_rx(skb, full);
+            return false;
         };
         if sk.sk_rmem_alloc > sk.sk_rcvbuf {
             sk.sk_drops += 1;
-            return self.drop_rx(skb, full);
+            self.drop_rx(skb, full);
+            return false;
         }
         let before = sk.sk_rmem_alloc;
         sk.sk_rmem_alloc += skb.truesize;
@@ -421,6 +468,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         sk.sk_receive_queue.push_back(skb);
         self.changed("sk_rmem_alloc", || format!("{before} -> {after}"));
         self.counters.queued += 1;
+        true
     }
 
     /// Takes the oldest packet out of a socket's queue; the socket is no longer charged for it.
@@ -432,8 +480,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         sk.sk_rmem_alloc -= skb.truesize;
         let (after, prot) = (sk.sk_rmem_alloc, sk.sk_prot);
         let _stage = self.stage(match prot {
-            Proto::Udp => "udp_rmem_release",
-            Proto::Ping | Proto::Raw | Proto::Tcp | Proto::Packet => "sock_rfree",
+            Proto::Udp | Proto::Udpv6 => "udp_rmem_release",
+            _ => "sock_rfree",
         });
         self.changed("sk_rmem_alloc", || format!("{before} -> {after}"));
         Ok(skb)
@@ -504,7 +552,12 @@ mod tests {
     const PEER: u32 = 0x0a4d_0001;
 
     /// A socket at `addr`, connected to `peer` if that is not 0.
-    fn add(socks: &mut SockTable, table: &mut PortTable, addr: u32, peer: (u32, u16)) -> usize {
+    fn add(
+        socks: &mut SockTable,
+        table: &mut PortTable<u32>,
+        addr: u32,
+        peer: (u32, u16),
+    ) -> usize {
         let at = socks.sk_alloc(Proto::Udp, 1000, 1000);
         let sk = socks.get_mut(at).unwrap();
         sk.inet_rcv_saddr = addr;
@@ -563,7 +616,7 @@ mod tests {
     }
 
     fn get_port(
-        table: &mut PortTable,
+        table: &mut PortTable<u32>,
         socks: &mut SockTable,
         at: usize,
         num: u16,

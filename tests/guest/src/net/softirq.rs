@@ -8,7 +8,9 @@
 
 use std::collections::VecDeque;
 
+use super::arp::Arp;
 use super::hrtimer::Hrtimer;
+use super::ndisc::Ndisc;
 use super::skbuff::Skb;
 use super::stats::CpuStats;
 use super::{Kernel, Machine};
@@ -197,9 +199,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.changed("softirq_pending", || format!("{pending:#x} -> 0"));
             if pending & TIMER_SOFTIRQ != 0 {
                 self.sd().stats.timer_softirqs += 1;
-                self.neigh_timer_handler();
+                self.neigh_timer_handler::<Arp>();
+                self.neigh_timer_handler::<Ndisc>();
                 self.tcp_timers();
                 self.ip_expire();
+                self.ip6_frag_expire();
                 self.igmp_timer_expire();
             }
             if pending & NET_TX_SOFTIRQ != 0 {

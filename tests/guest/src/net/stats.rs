@@ -7,6 +7,8 @@
 
 use std::ops::{Index, IndexMut};
 
+pub use super::mib6::{Mib6, Snmp6};
+
 /// Of one virtqueue: even numbers receive, odd ones send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QueueStats {
@@ -132,7 +134,7 @@ pub struct Snmp {
     pub tcp_out_rsts: u64,
 }
 
-/// Of the neighbour cache (`/proc/net/stat/arp_cache`).
+/// Of the neighbour cache (`/proc/net/stat/arp_cache`, `ndisc_cache`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NeighStatistics {
     /// Entries made.
@@ -254,11 +256,47 @@ pub enum RxDrop {
     BridgeNoEgressPort,
     /// The packet socket's queue was full (`tp_drops`).
     PacketRcvbufErrors,
+    /// An IPv6 packet for another station, taken in promiscuous mode.
+    Ip6OtherHost,
+    /// A header of IPv6 that is short, of another version, contradicts itself or has addresses that no packet has; or one behind it that is wrong, or asks for what is not done.
+    Ip6InHdrErrors,
+    /// Shorter than its IPv6 header says.
+    Ip6InTruncatedPkts,
+    /// For another host, and this one does not forward; or to be routed on by this one.
+    Ip6InAddrErrors,
+    /// For another host that no route leads to.
+    Ip6InNoRoutes,
+    /// No protocol of that number.
+    Ip6InUnknownProtos,
+    /// For a group that the device is not in, but a protocol wants it; or headers in an impossible order.
+    Ip6InDiscards,
+    /// For a group that the device is not in. (No counter of Linux's has it.)
+    Ip6InMcastNotMember,
+    /// A header behind that of IPv6 that is wrong or not known, dropped without a counter (`IPV6_BAD_EXTHDR`).
+    Ip6BadExthdr,
+    /// A fragment of a packet that cannot be put together, or that there is no memory for.
+    Ip6ReasmFails,
+    /// A message of ICMPv6 that is short, or an error that quotes too little.
+    Icmp6InErrors,
+    /// The checksum of a message of ICMPv6.
+    Icmp6InCsumErrors,
+    /// A message of Neighbour Discovery that came from beyond the link, in fragments, is short, or has wrong options or addresses (`IPV6_NDISC_*`).
+    NdiscInvalid,
+    /// Shorter than a UDP header, or than the header says.
+    Udp6InErrors,
+    /// The checksum of a datagram over IPv6, or that there is none.
+    Udp6InCsumErrors,
+    /// No IPv6 socket at the port.
+    Udp6NoPorts,
+    /// To a group, and no IPv6 socket wants it.
+    Udp6IgnoredMulti,
+    /// The IPv6 socket's queue was full.
+    Udp6RcvbufErrors,
 }
 
 impl RxDrop {
     /// All reasons.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 66] = [
         Self::UnhandledProto,
         Self::ArpInvalid,
         Self::IpOtherHost,
@@ -307,6 +345,24 @@ impl RxDrop {
         Self::MacIeeeMacControl,
         Self::BridgeNoEgressPort,
         Self::PacketRcvbufErrors,
+        Self::Ip6OtherHost,
+        Self::Ip6InHdrErrors,
+        Self::Ip6InTruncatedPkts,
+        Self::Ip6InAddrErrors,
+        Self::Ip6InNoRoutes,
+        Self::Ip6InUnknownProtos,
+        Self::Ip6InDiscards,
+        Self::Ip6InMcastNotMember,
+        Self::Ip6BadExthdr,
+        Self::Ip6ReasmFails,
+        Self::Icmp6InErrors,
+        Self::Icmp6InCsumErrors,
+        Self::NdiscInvalid,
+        Self::Udp6InErrors,
+        Self::Udp6InCsumErrors,
+        Self::Udp6NoPorts,
+        Self::Udp6IgnoredMulti,
+        Self::Udp6RcvbufErrors,
     ];
 
     /// Its name in a report.
@@ -361,6 +417,24 @@ impl RxDrop {
             Self::MacIeeeMacControl => "MacIeeeMacControl",
             Self::BridgeNoEgressPort => "BridgeNoEgressPort",
             Self::PacketRcvbufErrors => "PacketRcvbufErrors",
+            Self::Ip6OtherHost => "Ip6OtherHost",
+            Self::Ip6InHdrErrors => "Ip6InHdrErrors",
+            Self::Ip6InTruncatedPkts => "Ip6InTruncatedPkts",
+            Self::Ip6InAddrErrors => "Ip6InAddrErrors",
+            Self::Ip6InNoRoutes => "Ip6InNoRoutes",
+            Self::Ip6InUnknownProtos => "Ip6InUnknownProtos",
+            Self::Ip6InDiscards => "Ip6InDiscards",
+            Self::Ip6InMcastNotMember => "Ip6InMcastNotMember",
+            Self::Ip6BadExthdr => "Ip6BadExthdr",
+            Self::Ip6ReasmFails => "Ip6ReasmFails",
+            Self::Icmp6InErrors => "Icmp6InErrors",
+            Self::Icmp6InCsumErrors => "Icmp6InCsumErrors",
+            Self::NdiscInvalid => "NdiscInvalid",
+            Self::Udp6InErrors => "Udp6InErrors",
+            Self::Udp6InCsumErrors => "Udp6InCsumErrors",
+            Self::Udp6NoPorts => "Udp6NoPorts",
+            Self::Udp6IgnoredMulti => "Udp6IgnoredMulti",
+            Self::Udp6RcvbufErrors => "Udp6RcvbufErrors",
         }
     }
 }
@@ -401,11 +475,15 @@ pub enum TxDrop {
     PktTooBig,
     /// The bridge that it was sent by has no port for it (`BRIDGE_NO_EGRESS_PORT`).
     BridgeOutNoEgressPort,
+    /// Too long, and not to be fragmented (`PKT_TOO_BIG`).
+    Ip6FragFails,
+    /// To a group of this interface alone, by a device that leads elsewhere.
+    Ip6OutDiscards,
 }
 
 impl TxDrop {
     /// All reasons.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::IpFragFails,
         Self::IpOutNoRoutes,
         Self::NeighUnresDiscards,
@@ -422,6 +500,8 @@ impl TxDrop {
         Self::SkbCsum,
         Self::PktTooBig,
         Self::BridgeOutNoEgressPort,
+        Self::Ip6FragFails,
+        Self::Ip6OutDiscards,
     ];
 
     /// Its name in a report.
@@ -444,6 +524,8 @@ impl TxDrop {
             Self::SkbCsum => "SkbCsum",
             Self::PktTooBig => "PktTooBig",
             Self::BridgeOutNoEgressPort => "BridgeOutNoEgressPort",
+            Self::Ip6FragFails => "Ip6FragFails",
+            Self::Ip6OutDiscards => "Ip6OutDiscards",
         }
     }
 }
@@ -489,6 +571,7 @@ pub(super) struct Counters {
     /// Fragments that wait.
     pub reassembling: u64,
     pub snmp: Snmp,
+    pub snmp6: Snmp6,
     pub rx_drops: Drops<{ RxDrop::ALL.len() }>,
     pub tx_drops: Drops<{ TxDrop::ALL.len() }>,
 }
@@ -527,8 +610,12 @@ pub struct KernelStats {
     pub reassembling: u64,
     /// What went well.
     pub snmp: Snmp,
+    /// The same of IPv6.
+    pub snmp6: Snmp6,
     /// Of the neighbour cache.
     pub neigh: NeighStatistics,
+    /// Of that of IPv6.
+    pub neigh6: NeighStatistics,
     rx_drops: Drops<{ RxDrop::ALL.len() }>,
     tx_drops: Drops<{ TxDrop::ALL.len() }>,
 }
@@ -555,7 +642,9 @@ impl KernelStats {
             merged: counters.merged,
             reassembling: counters.reassembling,
             snmp: counters.snmp,
+            snmp6: counters.snmp6,
             neigh: NeighStatistics::default(),
+            neigh6: NeighStatistics::default(),
             rx_drops: counters.rx_drops,
             tx_drops: counters.tx_drops,
         }

@@ -68,6 +68,23 @@ impl Tcphdr {
         })
     }
 
+    /// The header of a reset of who sent such a segment, of `len` bytes (RFC 9293, 3.10.7.1); its checksum is to be made.
+    pub fn reset(&self, len: usize) -> [u8; TCPHDR_LEN] {
+        let (seq, ack_seq, flags) = if self.has(TCP_FLAG_ACK) {
+            (self.ack_seq, 0, TCP_FLAG_RST)
+        } else {
+            let end = self.seq.wrapping_add(self.seq_len(len));
+            (0, end, TCP_FLAG_RST | TCP_FLAG_ACK)
+        };
+        let mut reply = [0; TCPHDR_LEN];
+        reply[..2].copy_from_slice(&self.dest.to_be_bytes());
+        reply[2..4].copy_from_slice(&self.source.to_be_bytes());
+        reply[4..8].copy_from_slice(&seq.to_be_bytes());
+        reply[8..12].copy_from_slice(&ack_seq.to_be_bytes());
+        (reply[TCP_DOFF], reply[TCP_FLAGS]) = (5 << 4, flags);
+        reply
+    }
+
     pub fn has(&self, flags: u8) -> bool {
         self.flags & flags != 0
     }

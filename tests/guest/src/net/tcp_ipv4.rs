@@ -19,8 +19,8 @@ use super::route::{RtType, Rtable};
 use super::skbuff::{IpSummed, PktType, SkBuff, Skb};
 use super::stats::RxDrop;
 use super::tcp::{
-    IPPROTO_TCP, TCP_CHECK, TCP_FLAG_ACK, TCP_FLAG_FIN, TCP_FLAG_RST, TCP_FLAG_SYN, TCP_FLAGS,
-    TCPHDR_LEN, Tcphdr,
+    IPPROTO_TCP, TCP_CHECK, TCP_FLAG_ACK, TCP_FLAG_FIN, TCP_FLAG_RST, TCP_FLAG_SYN, TCPHDR_LEN,
+    Tcphdr,
 };
 use super::tcp_sock::{Peer, Role, TcpSock};
 use super::udp::checksum_complete;
@@ -237,24 +237,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if th.has(TCP_FLAG_RST) || skb.rt_type() != RtType::Local {
             return;
         }
-        let (seq, ack_seq, flags) = if th.has(TCP_FLAG_ACK) {
-            (th.ack_seq, 0, TCP_FLAG_RST)
-        } else {
-            let end = th.seq.wrapping_add(th.seq_len(skb.len()));
-            (0, end, TCP_FLAG_RST | TCP_FLAG_ACK)
-        };
-        let mut reply = [0; TCPHDR_LEN];
-        reply[..2].copy_from_slice(&th.dest.to_be_bytes());
-        reply[2..4].copy_from_slice(&th.source.to_be_bytes());
-        reply[4..8].copy_from_slice(&seq.to_be_bytes());
-        reply[8..12].copy_from_slice(&ack_seq.to_be_bytes());
-        (reply[12], reply[TCP_FLAGS]) = (5 << 4, flags);
+        let mut reply = th.reset(skb.len());
         let pseudo = csum_tcpudp_nofold(skb.ip.daddr, skb.ip.saddr, TCPHDR_LEN, IPPROTO_TCP);
         let check = csum_fold(csum_partial(&reply, pseudo));
         reply[TCP_CHECK..TCP_CHECK + 2].copy_from_slice(&check);
         self.counters.snmp.tcp_out_segs += 1;
         self.counters.snmp.tcp_out_rsts += 1;
-        self.changed("tcphdr", || format!("RST, seq {seq}, ack_seq {ack_seq}"));
+        self.changed("tcphdr", || {
+            let seq = &reply[4..12];
+            format!("RST, seq and ack_seq {seq:02x?}")
+        });
         let flow = Flow {
             saddr: skb.ip.daddr,
             daddr: skb.ip.saddr,

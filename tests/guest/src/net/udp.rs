@@ -26,13 +26,13 @@ pub(super) const IPPROTO_UDP: u8 = 17;
 /// Bytes of a header.
 pub(crate) const UDPHDR_LEN: usize = 8;
 /// Where the checksum is in it.
-const CHECK: usize = 6;
+pub(super) const CHECK: usize = 6;
 /// Bytes of a datagram up to which Linux sums on arrival in any case.
-const CHECKSUM_BREAK: usize = 76;
+pub(super) const CHECKSUM_BREAK: usize = 76;
 
 /// Source port of a datagram, from its header on.
 #[inline]
-fn source_port(skb: &SkBuff) -> u16 {
+pub(super) fn source_port(skb: &SkBuff) -> u16 {
     skb.data()
         .first_chunk::<2>()
         .map_or(0, |port| u16::from_be_bytes(*port))

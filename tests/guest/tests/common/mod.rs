@@ -6,5 +6,6 @@
 pub mod backend;
 pub mod in_process;
 pub mod packets;
+pub mod packets6;
 pub mod rings;
 pub mod world;

@@ -19,9 +19,17 @@ fn guest(features: u64) -> (Guest, Rc<World>) {
     setup.boot()
 }
 
-/// What was sent, which must be gratuitous ARP.
+/// What was sent, which must be gratuitous ARP, and as many unsolicited advertisements of IPv6's neighbours.
 fn announcements(world: &World) -> usize {
-    let sent = world.take_sent();
+    let (sent, advertised): (Vec<_>, Vec<_>) = world
+        .take_sent()
+        .into_iter()
+        .partition(|sent| sent.frame[12..14] != [0x86, 0xdd]);
+    assert_eq!(advertised.len(), sent.len());
+    for sent in &advertised {
+        assert_eq!(sent.frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+        assert_eq!((sent.frame[54], sent.frame[58]), (136, 0x20));
+    }
     for sent in &sent {
         let (to, arp) = read_arp(&sent.frame);
         assert_eq!(to, [0xff; 6]);

@@ -1,5 +1,7 @@
 //! Any frame whatever: it ends in one counter, and nothing panics.
 
+use std::net::{Ipv6Addr, SocketAddrV6};
+
 use nic_guest::net::{Fd, Ifindex, Protocol, SockType};
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
@@ -8,6 +10,9 @@ use proptest::prelude::*;
 use crate::common::packets::{
     OURS, arp_reply, arp_request, echo_reply, echo_request, ethernet, icmp, ip, ip_with, udp,
     udp_to,
+};
+use crate::common::packets6::{
+    LINKLOCAL, OURS6, PEER6, SOLICITED, echo_request6, ip6, neighbour6, udp6,
 };
 use crate::common::world::{FEATURES, Guest, MAC, Setup, World, assert_balanced, boot, settle};
 use crate::devices::dummy0;
@@ -45,7 +50,21 @@ fn seeds() -> Vec<Vec<u8>> {
         segment(|th| th.syn = true, b""),
         segment(|th| (th.ack, th.source_port) = (true, 9001), b"data"),
         ip_with(fragment, &[0; 16]),
+        ethernet(MAC, 0x88b5),
         ethernet(MAC, 0x86dd),
+        udp6(PORT, b"payload"),
+        echo_request6(PEER6, LINKLOCAL, b"ping"),
+        neighbour6(135, (PEER6, SOLICITED), OURS6),
+        neighbour6(136, (PEER6, OURS6), PEER6),
+        ip6(44, &[17, 0, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ip6(
+            0,
+            &[
+                60, 0, 1, 4, 0, 0, 0, 0, 43, 0, 0x1e, 4, 0, 0, 0, 0, 59, 0, 0, 0, 0, 0, 0, 0,
+            ],
+        ),
+        ip6(58, &[1, 4, 0, 0, 0, 0, 0, 0]),
+        ip6(6, &[0; 20]),
     ]
 }
 
@@ -100,6 +119,10 @@ fn guest() -> (Guest, std::rc::Rc<World>, [Fd; 3]) {
         .sendto(ping, &[8, 0, 0, 0, 0, 0, 0, 0], Some(peer(0)))
         .unwrap();
     kernel.set_udp_gro(bound, true).unwrap();
+    kernel.inet6_addr_add(Ifindex::ETH0, OURS6, 64).unwrap();
+    let over_ipv6 = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
+    let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
+    kernel.bind6(over_ipv6, any).unwrap();
     listener(&mut kernel, PORT, 2);
     (kernel, world, [bound, connected, ping])
 }
@@ -294,10 +317,13 @@ fn frames_of_every_kind_end_where_they_should() {
             ("IpInAddrErrors", 2),
             ("IpInUnknownProtos", 1),
             ("UdpNoPorts", 1),
+            ("TcpInErrs", 1),
             ("TcpFlags", 1),
+            ("Ip6InHdrErrors", 1),
+            ("Icmp6InCsumErrors", 1),
         ]
     );
-    assert_eq!((stats.queued, stats.consumed), (3, 5));
-    assert_eq!(stats.reassembling, 1);
+    assert_eq!((stats.queued, stats.consumed), (4, 9));
+    assert_eq!(stats.reassembling, 2);
     assert_balanced(&kernel);
 }

@@ -18,6 +18,7 @@ mod frames;
 mod gro;
 mod hash;
 mod icmp;
+mod ipv6;
 mod multicast;
 mod napi;
 mod neighbours;

@@ -209,10 +209,11 @@ fn who_has_no_address_speaks_on_the_link_only() {
 
 #[test]
 fn the_device_takes_the_frames_of_the_groups() {
-    let setup = Setup {
+    let mut setup = Setup {
         features: FEATURES | f::CTRL_VQ | f::CTRL_RX,
         ..Setup::default()
     };
+    setup.config.ipv6.disable_ipv6 = true;
     let (mut kernel, world) = setup.boot();
     let fd = udp_socket(&mut kernel, PORT);
     let all_hosts = [1, 0, 0x5e, 0, 0, 1];
@@ -234,10 +235,11 @@ fn the_device_takes_the_frames_of_the_groups() {
 
 #[test]
 fn it_takes_those_of_its_vlans_groups_too() {
-    let setup = Setup {
+    let mut setup = Setup {
         features: FEATURES | f::CTRL_VQ | f::CTRL_RX,
         ..Setup::default()
     };
+    setup.config.ipv6.disable_ipv6 = true;
     let (mut kernel, world) = setup.boot();
     let vlan = kernel.vlan_add("eth0.5", Ifindex::ETH0, 5).unwrap();
     let inner = kernel.vlan_add("eth0.5.6", vlan, 6).unwrap();

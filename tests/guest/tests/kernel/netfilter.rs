@@ -1,7 +1,7 @@
 //! The packet filter's hooks: where packets meet them, and what comes of a verdict.
 
 use nic_guest::net::Errno;
-use nic_guest::net::netfilter::{NfHook, NftChain, NftRule, Verdict};
+use nic_guest::net::netfilter::{NfHook, NfProto, NftChain, NftRule, Verdict};
 use nic_guest::net::stats::{RxDrop, TxDrop};
 
 use crate::common::packets::udp;
@@ -17,6 +17,7 @@ fn dropping(hook: NfHook, dport: u16) -> NftChain {
         ..NftRule::default()
     };
     NftChain {
+        family: NfProto::Ipv4,
         hook,
         priority: 0,
         rules: vec![rule],
@@ -115,6 +116,7 @@ fn chains_are_asked_by_priority_until_one_drops() {
         (0, Verdict::Drop),
     ] {
         kernel.nf_register_net_hook(NftChain {
+            family: NfProto::Ipv4,
             hook: NfHook::LocalIn,
             priority,
             rules: vec![NftRule::default()],

@@ -236,6 +236,14 @@ fn protocols_count_their_sockets() {
             "n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n",
         ),
         (
+            "PINGv6",
+            "y  y  y  n  n  y  n  n  y  y  y  y  y  y  n  y  y  n",
+        ),
+        (
+            "UDPv6",
+            "y  y  y  n  y  y  y  n  y  y  y  y  n  n  y  y  y  n",
+        ),
+        (
             "PING",
             "y  y  y  n  n  y  n  n  y  y  y  y  y  y  n  y  y  n",
         ),
@@ -262,7 +270,7 @@ fn protocols_count_their_sockets() {
         assert_eq!(line.len(), lines[0].len(), "columns are below their names");
     }
     assert_eq!(
-        &lines[4][14..56],
+        &lines[6][14..56],
         "      2       0   NI       0   yes  kernel",
         "{text}"
     );
@@ -278,19 +286,19 @@ fn sockets_of_each_kind_are_counted() {
             .map(|mut words| words.nth(2).unwrap().parse().unwrap())
             .collect::<Vec<u32>>()
     };
-    assert_eq!(inuse(&kernel), [0; 5]);
+    assert_eq!(inuse(&kernel), [0; 7]);
     kernel.packet_socket(None).unwrap();
     kernel.socket(SockType::Raw, Protocol::Raw(6)).unwrap();
-    assert_eq!(inuse(&kernel), [1, 0, 1, 0, 0]);
+    assert_eq!(inuse(&kernel), [1, 0, 0, 0, 1, 0, 0]);
     // Of TCP those that can be found: not one that is not even bound, and no request.
     stream(&mut kernel);
-    assert_eq!(inuse(&kernel), [1, 0, 1, 0, 0]);
+    assert_eq!(inuse(&kernel), [1, 0, 0, 0, 1, 0, 0]);
     listener(&mut kernel, PORT, 8);
-    assert_eq!(inuse(&kernel), [1, 0, 1, 0, 1]);
+    assert_eq!(inuse(&kernel), [1, 0, 0, 0, 1, 0, 1]);
     resolve_peer(&mut kernel, &world);
     world.receive(&segment(|th| th.syn = true, b""));
     settle(&mut kernel);
-    assert_eq!(inuse(&kernel), [1, 0, 1, 0, 1]);
+    assert_eq!(inuse(&kernel), [1, 0, 0, 0, 1, 0, 1]);
     let ack = world.take_sent()[0].frame[38..42].try_into().unwrap();
     let ack = u32::from_be_bytes(ack).wrapping_add(1);
     let established = |th: &mut TcpHeader| {
@@ -300,7 +308,7 @@ fn sockets_of_each_kind_are_counted() {
     settle(&mut kernel);
     assert_eq!(
         inuse(&kernel),
-        [1, 0, 1, 0, 2],
+        [1, 0, 0, 0, 1, 0, 2],
         "nobody has accepted it yet"
     );
 }

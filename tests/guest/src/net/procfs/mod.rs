@@ -3,12 +3,15 @@
 //! Each file is a function that writes it, to the character what 6.12 writes; what this kernel has no counter for is 0.
 
 mod arp;
+mod if_inet6;
 mod interrupts;
 mod net_dev;
 mod protocols;
 mod route;
 mod snmp;
+mod snmp6;
 mod udp;
+mod udp6;
 
 use std::fmt;
 
@@ -36,11 +39,19 @@ pub enum ProcFile {
     Route,
     /// `net/protocols`: what sockets are made of.
     Protocols,
+    /// `net/snmp6`: what the protocols of IPv6 have counted.
+    Snmp6,
+    /// `net/udp6`: UDP sockets of IPv6.
+    Udp6,
+    /// `net/if_inet6`: IPv6 addresses.
+    IfInet6,
+    /// `net/sockstat6`: how many sockets of IPv6 there are, and what waits for the rest of its packet.
+    Sockstat6,
 }
 
 impl ProcFile {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Interrupts,
         Self::Softirqs,
         Self::SoftnetStat,
@@ -50,6 +61,10 @@ impl ProcFile {
         Self::Arp,
         Self::Route,
         Self::Protocols,
+        Self::Snmp6,
+        Self::Udp6,
+        Self::IfInet6,
+        Self::Sockstat6,
     ];
 
     /// Its path under `/proc`.
@@ -65,6 +80,10 @@ impl ProcFile {
             Self::Arp => "net/arp",
             Self::Route => "net/route",
             Self::Protocols => "net/protocols",
+            Self::Snmp6 => "net/snmp6",
+            Self::Udp6 => "net/udp6",
+            Self::IfInet6 => "net/if_inet6",
+            Self::Sockstat6 => "net/sockstat6",
         }
     }
 }
@@ -85,6 +104,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ProcFile::Arp => self.arp_seq_show(out),
             ProcFile::Route => self.fib_route_seq_show(out),
             ProcFile::Protocols => self.proto_seq_show(out),
+            ProcFile::Snmp6 => self.snmp6_seq_show(out),
+            ProcFile::Udp6 => self.udp6_seq_show(out),
+            ProcFile::IfInet6 => self.if6_seq_show(out),
+            ProcFile::Sockstat6 => self.sockstat6_seq_show(out),
         }
     }
 }

@@ -37,11 +37,13 @@ const fn proto(name: &'static str, prot: Proto, memory: i64, functions: &'static
 }
 
 /// `proto_list`: what was registered last comes first.
-const PROTO_LIST: [ProtoView; 5] = [
+const PROTO_LIST: [ProtoView; 7] = [
     ProtoView {
         slab: "no",
         ..proto("PACKET", Proto::Packet, -1, "nnnnnnnnnnnnnnnnnn")
     },
+    proto("PINGv6", Proto::Pingv6, -1, "yyynnynnyyyyyynyyn"),
+    proto("UDPv6", Proto::Udpv6, 0, "yyynyyynyyyynnyyyn"),
     proto("PING", Proto::Ping, -1, "yyynnynnyyyyyynyyn"),
     proto("RAW", Proto::Raw, -1, "yyynyyynyyyyyyyynn"),
     proto("UDP", Proto::Udp, 0, "yyynyyynyyyynnyyyn"),

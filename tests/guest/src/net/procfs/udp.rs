@@ -7,8 +7,8 @@ use super::be32;
 use crate::transport::Transport;
 
 /// States of a socket: connected, and not.
-const TCP_ESTABLISHED: u8 = 1;
-const TCP_CLOSE: u8 = 7;
+pub(super) const TCP_ESTABLISHED: u8 = 1;
+pub(super) const TCP_CLOSE: u8 = 7;
 /// Characters of a line.
 const WIDTH: usize = 127;
 
