@@ -1,8 +1,9 @@
 //! No wake-up is lost: loom runs the driver's handshake and the card's against each other, in every order.
 //!
-//! Both are the real ones, `nic_guest::ring::handshake` and `nic_device::notify`. Their words are loom's (`ring`), so
+//! Both are the real ones: `nic_guest::ring::handshake` and `nic_device::notify`, and on a packed ring
+//! `nic_guest::ring::packed_handshake` and `nic_device::packed::events`. Their words are loom's (`ring`, `packed`), so
 //! that a load may give any value that the memory model allows, and around them is just enough of a queue to
-//! move indices (`sides`). Each side is a thread, and sleeps until it is woken: a lost wake-up is a deadlock, which loom
+//! move indices (`sides`) or to go round the descriptors. Each side is a thread, and sleeps until it is woken: a lost wake-up is a deadlock, which loom
 //! finds. An entry of the ring holds the index that it is for, so that one that is read too early shows.
 //!
 //! # Bound
@@ -12,10 +13,13 @@
 //! | the card uses buffers, the driver sleeps: 180 | 2 | 2 or 3, in 1 or 2 steps | 3 | 109,690 |
 //! | the driver adds buffers, the card sleeps: 160 | 2 | 2 or 3, in 1 or 2 steps | 3 | 68,500 |
 //! | there and back through two entries of a ring: 24 | 2 | 3 | 2 | 32,400 |
+//! | packed: the card uses buffers, the driver sleeps: 108 | 2 | 2, in 1 or 2 steps | 3 | 40,464 |
+//! | packed: the driver adds buffers, the card sleeps: 96 | 2 | 2, in 1 or 2 steps | 3 | 37,236 |
+//! | packed: there and back through two entries of three: 12 | 2 | 3 | 2 | 25,274 |
 //!
 //! Within the bound on preemptions loom explores all orders, and for each load all values. Who masks what, and when, is
 //! not left to chance either: every pattern of two rounds is a model of its own, with EVENT_IDX and with flags, once
-//! with indices that wrap around at 65535. `LOOM_MAX_PREEMPTIONS` sets another bound.
+//! with indices that wrap around at 65535, or where a packed ring ends. `LOOM_MAX_PREEMPTIONS` sets another bound.
 //!
 //! To loom `fence(SeqCst)` is a fence of the C11 memory model, but stronger in that it also orders whatever was before an
 //! earlier one; only SeqCst loads and stores would be taken for less than they are, and there are none here. What
@@ -37,6 +41,7 @@
 //! | an event one further in `enable_cb_prepare`, in `enable_cb_delayed`; none in `taken` | one further in `enable_kicks` |
 //! | `enable_cb_prepare` leaves the flag, or stays masked | `enable_kicks` leaves the flag; `disable_kicks` forgets that it set it |
 
+mod packed;
 mod ring;
 mod sides;
 
@@ -47,8 +52,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loom::model::Builder;
 use loom::thread;
 
-use ring::{Broken, Ring, SOUND};
-use sides::{Card, Driver, Rest, Sleep};
+use packed::Packed;
+use ring::{Broken, SOUND};
+use sides::{CardSide, DriverSide, Rest, Sides, Sleep, Split};
 
 /// Preemptions in an execution of a model in which buffers go one way.
 const ONE_WAY: usize = 3;
@@ -69,6 +75,9 @@ const STEPS: [&[Step]; 5] = [
     &[(1, true), (2, true)],
     &[(2, true), (1, true)],
 ];
+
+/// Those of a packed ring, whose every descriptor has a word that both sides write: more would take minutes.
+const PACKED_STEPS: [&[Step]; 3] = [STEPS[0], STEPS[1], STEPS[2]];
 
 fn buffers(steps: &[Step]) -> u16 {
     steps.iter().map(|step| step.0).sum()
@@ -100,15 +109,14 @@ struct Interrupts {
 }
 
 impl Interrupts {
-    fn explore(self) -> usize {
+    fn explore<S: Sides>(self) -> usize {
         // Shown if it fails.
         println!("{self:?}");
         explore(ONE_WAY, move || {
             let total = buffers(self.steps);
-            let ring = Ring::new(self.start);
-            let mut driver = Driver::new(&ring, self.event_idx, self.driver);
+            let (mut driver, mut card) =
+                S::new(self.start, self.event_idx, [self.driver, self.card]);
             driver.has_added(total);
-            let mut card = Card::new(&ring, self.event_idx, self.card);
             let card = thread::spawn(move || {
                 for &(count, tell) in self.steps {
                     card.give_back(count, tell);
@@ -142,13 +150,12 @@ struct Kicks {
 }
 
 impl Kicks {
-    fn explore(self) -> usize {
+    fn explore<S: Sides>(self) -> usize {
         println!("{self:?}");
         explore(ONE_WAY, move || {
             let total = buffers(self.steps);
-            let ring = Ring::new(self.start);
-            let mut card = Card::new(&ring, self.event_idx, self.card);
-            let mut driver = Driver::new(&ring, self.event_idx, self.driver);
+            let (mut driver, mut card) =
+                S::new(self.start, self.event_idx, [self.driver, self.card]);
             let driver = thread::spawn(move || {
                 for &(count, tell) in self.steps {
                     driver.add(count, tell);
@@ -177,14 +184,12 @@ struct ThereAndBack {
 }
 
 impl ThereAndBack {
-    fn explore(self) -> usize {
+    fn explore<S: Sides>(self) -> usize {
         const TOTAL: u16 = 3;
         const ENTRIES: u16 = 2;
         println!("{self:?}");
         explore(BOTH_WAYS, move || {
-            let ring = Ring::new(self.start);
-            let mut driver = Driver::new(&ring, self.event_idx, SOUND);
-            let mut card = Card::new(&ring, self.event_idx, SOUND);
+            let (mut driver, mut card) = S::new(self.start, self.event_idx, [SOUND; 2]);
             let card = thread::spawn(move || {
                 let mut moved = 0;
                 loop {
@@ -215,10 +220,10 @@ impl ThereAndBack {
     }
 }
 
-fn all_interrupts(event_idx: bool) {
+fn all_interrupts<S: Sides>(event_idx: bool, all_steps: &[&'static [Step]]) {
     let mut executions = 0;
     for start in STARTS {
-        for steps in STEPS {
+        for &steps in all_steps {
             for first in Sleep::SOUND {
                 for second in Sleep::SOUND {
                     let model = Interrupts {
@@ -229,7 +234,7 @@ fn all_interrupts(event_idx: bool) {
                         driver: SOUND,
                         card: SOUND,
                     };
-                    executions += model.explore();
+                    executions += model.explore::<S>();
                 }
             }
         }
@@ -239,18 +244,28 @@ fn all_interrupts(event_idx: bool) {
 
 #[test]
 fn no_interrupt_is_lost_with_event_idx() {
-    all_interrupts(true);
+    all_interrupts::<Split>(true, &STEPS);
 }
 
 #[test]
 fn no_interrupt_is_lost_with_flags() {
-    all_interrupts(false);
+    all_interrupts::<Split>(false, &STEPS);
 }
 
-fn all_kicks(event_idx: bool) {
+#[test]
+fn no_interrupt_of_a_packed_ring_is_lost_with_event_idx() {
+    all_interrupts::<Packed>(true, &PACKED_STEPS);
+}
+
+#[test]
+fn no_interrupt_of_a_packed_ring_is_lost_with_flags() {
+    all_interrupts::<Packed>(false, &PACKED_STEPS);
+}
+
+fn all_kicks<S: Sides>(event_idx: bool, all_steps: &[&'static [Step]]) {
     let mut executions = 0;
     for start in STARTS {
-        for steps in STEPS {
+        for &steps in all_steps {
             for first in Rest::SOUND {
                 for second in Rest::SOUND {
                     for least in [1, 2] {
@@ -263,7 +278,7 @@ fn all_kicks(event_idx: bool) {
                             driver: SOUND,
                             card: SOUND,
                         };
-                        executions += model.explore();
+                        executions += model.explore::<S>();
                     }
                 }
             }
@@ -274,19 +289,28 @@ fn all_kicks(event_idx: bool) {
 
 #[test]
 fn no_kick_is_lost_with_event_idx() {
-    all_kicks(true);
+    all_kicks::<Split>(true, &STEPS);
 }
 
 #[test]
 fn no_kick_is_lost_with_flags() {
-    all_kicks(false);
+    all_kicks::<Split>(false, &STEPS);
 }
 
 #[test]
-fn both_sides_sleep_and_wake_each_other() {
+fn no_kick_of_a_packed_ring_is_lost_with_event_idx() {
+    all_kicks::<Packed>(true, &PACKED_STEPS);
+}
+
+#[test]
+fn no_kick_of_a_packed_ring_is_lost_with_flags() {
+    all_kicks::<Packed>(false, &PACKED_STEPS);
+}
+
+fn there_and_back<S: Sides>(starts: &[u16]) {
     let mut executions = 0;
     for event_idx in [false, true] {
-        for start in STARTS {
+        for &start in starts {
             for sleep in Sleep::SOUND {
                 for rest in Rest::SOUND {
                     let model = ThereAndBack {
@@ -295,12 +319,22 @@ fn both_sides_sleep_and_wake_each_other() {
                         sleep,
                         rest,
                     };
-                    executions += model.explore();
+                    executions += model.explore::<S>();
                 }
             }
         }
     }
     println!("{executions} executions");
+}
+
+#[test]
+fn both_sides_sleep_and_wake_each_other() {
+    there_and_back::<Split>(&STARTS);
+}
+
+#[test]
+fn both_sides_of_a_packed_ring_sleep_and_wake_each_other() {
+    there_and_back::<Packed>(&STARTS[..1]);
 }
 
 /// How an exploration ends.
@@ -339,8 +373,7 @@ const NO_ACQUIRE: Broken = Broken {
 const LATE: Broken = Broken { event: 1, ..SOUND };
 const EARLY: Broken = Broken { event: -1, ..SOUND };
 
-#[test]
-fn what_a_side_leaves_out_is_found() {
+fn what_is_left_out_is_found<S: Sides>() {
     use Outcome::{LostWakeUp, Sound, StaleEntry};
     for event_idx in [false, true] {
         // Without EVENT_IDX there is no event that could be off, and whoever never masks needs no fence.
@@ -354,10 +387,12 @@ fn what_a_side_leaves_out_is_found() {
                 driver: SOUND,
                 card: SOUND,
             };
-            let unfenced = match sleep {
-                Sleep::Unmasked => off,
-                _ => LostWakeUp,
+            let unmasked = sleep == Sleep::Unmasked;
+            let off = match unmasked && !S::EVENTS_UNMASKED {
+                true => Sound,
+                false => off,
             };
+            let unfenced = if unmasked { off } else { LostWakeUp };
             for (card, expected) in [
                 (NO_FENCE, unfenced),
                 (NO_RELEASE, StaleEntry),
@@ -365,15 +400,15 @@ fn what_a_side_leaves_out_is_found() {
                 (EARLY, off),
             ] {
                 let model = Interrupts { card, ..sound };
-                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+                assert_eq!(outcome(|| model.explore::<S>()), expected, "{model:?}");
             }
             for (driver, expected) in [(NO_FENCE, unfenced), (NO_ACQUIRE, StaleEntry)] {
                 let model = Interrupts { driver, ..sound };
-                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+                assert_eq!(outcome(|| model.explore::<S>()), expected, "{model:?}");
             }
             let sleeps = [Sleep::MaskedBlindly; 2];
             let model = Interrupts { sleeps, ..sound };
-            assert_eq!(outcome(|| model.explore()), LostWakeUp, "{model:?}");
+            assert_eq!(outcome(|| model.explore::<S>()), LostWakeUp, "{model:?}");
         }
         for rest in Rest::SOUND {
             let sound = Kicks {
@@ -396,15 +431,25 @@ fn what_a_side_leaves_out_is_found() {
                 (EARLY, off),
             ] {
                 let model = Kicks { driver, ..sound };
-                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+                assert_eq!(outcome(|| model.explore::<S>()), expected, "{model:?}");
             }
             for (card, expected) in [(NO_FENCE, unfenced), (NO_ACQUIRE, StaleEntry)] {
                 let model = Kicks { card, ..sound };
-                assert_eq!(outcome(|| model.explore()), expected, "{model:?}");
+                assert_eq!(outcome(|| model.explore::<S>()), expected, "{model:?}");
             }
             let rests = [Rest::DisabledBlindly; 2];
             let model = Kicks { rests, ..sound };
-            assert_eq!(outcome(|| model.explore()), LostWakeUp, "{model:?}");
+            assert_eq!(outcome(|| model.explore::<S>()), LostWakeUp, "{model:?}");
         }
     }
+}
+
+#[test]
+fn what_a_side_leaves_out_is_found() {
+    what_is_left_out_is_found::<Split>();
+}
+
+#[test]
+fn what_a_side_of_a_packed_ring_leaves_out_is_found() {
+    what_is_left_out_is_found::<Packed>();
 }

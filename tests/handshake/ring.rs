@@ -110,7 +110,8 @@ impl Ring {
     }
 }
 
-fn fence(broken: Broken) {
+/// A full fence, if it is not left out.
+pub fn fence(broken: Broken) {
     if !broken.no_fence {
         loom::sync::atomic::fence(SeqCst);
     }

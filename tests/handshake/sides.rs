@@ -25,6 +25,69 @@ impl Sleep {
     pub const SOUND: [Sleep; 3] = [Sleep::Unmasked, Sleep::Masked, Sleep::Delayed];
 }
 
+/// A driver's queue.
+pub trait DriverSide: Send + 'static {
+    /// Makes `count` buffers available, and kicks only if `kick` says that it is time to think of that.
+    fn add(&mut self, count: u16, kick: bool);
+
+    /// The buffers were made available, and the card knows, before this begins.
+    fn has_added(&mut self, count: u16);
+
+    /// Buffers that the card has, or that it has used and nobody took.
+    fn outstanding(&self) -> u16;
+
+    /// Takes all used buffers, and sleeps unless the handshake says that there are more; how many it took. Masked
+    /// before, as a driver is that was woken.
+    fn take(&mut self, sleep: Sleep) -> u16;
+
+    /// Sleeps until the next interrupt, unless the handshake says not to.
+    fn sleep(&mut self, sleep: Sleep);
+}
+
+/// A card's ring.
+pub trait CardSide: Send + 'static {
+    /// Takes what is available, but none if it is less than `least`; how much it took.
+    fn take(&mut self, rest: Rest, least: u16) -> u16;
+
+    /// Gives `count` buffers back, and interrupts only if `ask` says that it is time to think of that.
+    fn give_back(&mut self, count: u16, ask: bool);
+
+    /// Sleeps until there is more than was available, unless the handshake says that there is.
+    fn sleep(&mut self, rest: Rest);
+}
+
+/// Both sides of a kind of ring.
+pub trait Sides: 'static {
+    /// The driver.
+    type Driver: DriverSide;
+    /// The card.
+    type Card: CardSide;
+
+    /// Whether a driver that has never masked asks for single events.
+    const EVENTS_UNMASKED: bool;
+
+    /// A ring whose indices stand at `start`, and what is left out by the driver and by the card.
+    fn new(start: u16, event_idx: bool, broken: [Broken; 2]) -> (Self::Driver, Self::Card);
+}
+
+/// Both sides of a split ring.
+pub struct Split;
+
+impl Sides for Split {
+    type Driver = Driver;
+    type Card = Card;
+
+    const EVENTS_UNMASKED: bool = true;
+
+    fn new(start: u16, event_idx: bool, [driver, card]: [Broken; 2]) -> (Driver, Card) {
+        let ring = Ring::new(start);
+        (
+            Driver::new(&ring, event_idx, driver),
+            Card::new(&ring, event_idx, card),
+        )
+    }
+}
+
 /// The driver: what its queue is (`SplitQueue`), but for descriptors.
 pub struct Driver {
     cells: DriverCells,
@@ -48,8 +111,22 @@ impl Driver {
         }
     }
 
-    /// Makes `count` buffers available, and kicks only if `kick` says that it is time to think of that.
-    pub fn add(&mut self, count: u16, kick: bool) {
+    fn get_buf(&mut self) -> bool {
+        if self.last_used == self.used_seen {
+            self.used_seen = self.handshake.used_idx(&self.cells);
+            if self.last_used == self.used_seen {
+                return false;
+            }
+        }
+        self.cells.ring.given_back(self.last_used);
+        self.last_used = self.last_used.wrapping_add(1);
+        self.handshake.taken(&self.cells, self.last_used);
+        true
+    }
+}
+
+impl DriverSide for Driver {
+    fn add(&mut self, count: u16, kick: bool) {
         for _ in 0..count {
             self.cells.ring.offer(self.avail_idx);
             self.avail_idx = self.avail_idx.wrapping_add(1);
@@ -63,33 +140,16 @@ impl Driver {
         }
     }
 
-    /// The buffers were made available, and the card knows, before this begins.
-    pub fn has_added(&mut self, count: u16) {
+    fn has_added(&mut self, count: u16) {
         self.avail_idx = self.avail_idx.wrapping_add(count);
         self.kicked = self.avail_idx;
     }
 
-    /// Buffers that the card has, or that it has used and nobody took.
-    pub fn outstanding(&self) -> u16 {
+    fn outstanding(&self) -> u16 {
         self.avail_idx.wrapping_sub(self.last_used)
     }
 
-    fn get_buf(&mut self) -> bool {
-        if self.last_used == self.used_seen {
-            self.used_seen = self.handshake.used_idx(&self.cells);
-            if self.last_used == self.used_seen {
-                return false;
-            }
-        }
-        self.cells.ring.given_back(self.last_used);
-        self.last_used = self.last_used.wrapping_add(1);
-        self.handshake.taken(&self.cells, self.last_used);
-        true
-    }
-
-    /// Takes all used buffers, and sleeps unless the handshake says that there are more; how many it took. Masked
-    /// before, as a driver is that was woken.
-    pub fn take(&mut self, sleep: Sleep) -> u16 {
+    fn take(&mut self, sleep: Sleep) -> u16 {
         if sleep != Sleep::Unmasked {
             self.handshake.disable_cb(&self.cells, self.last_used);
         }
@@ -100,8 +160,7 @@ impl Driver {
         count
     }
 
-    /// Sleeps until the next interrupt, unless the handshake says not to.
-    pub fn sleep(&mut self, sleep: Sleep) {
+    fn sleep(&mut self, sleep: Sleep) {
         let (cells, last_used) = (&self.cells, self.last_used);
         let idle = match sleep {
             Sleep::Unmasked => true,
@@ -162,9 +221,10 @@ impl Card {
             used: start,
         }
     }
+}
 
-    /// Takes what is available, but none if it is less than `least`; how much it took.
-    pub fn take(&mut self, rest: Rest, least: u16) -> u16 {
+impl CardSide for Card {
+    fn take(&mut self, rest: Rest, least: u16) -> u16 {
         if rest != Rest::Enabled {
             self.notify.disable_kicks(&self.words);
         }
@@ -181,8 +241,7 @@ impl Card {
         count
     }
 
-    /// Gives `count` buffers back, and interrupts only if `ask` says that it is time to think of that.
-    pub fn give_back(&mut self, count: u16, ask: bool) {
+    fn give_back(&mut self, count: u16, ask: bool) {
         for _ in 0..count {
             self.ring.give_back(self.used);
             self.used = self.used.wrapping_add(1);
@@ -193,8 +252,7 @@ impl Card {
         }
     }
 
-    /// Sleeps until there is more than was available, unless the handshake says that there is.
-    pub fn sleep(&mut self, rest: Rest) {
+    fn sleep(&mut self, rest: Rest) {
         let more = self.notify.enable_kicks(&self.words, self.available);
         if !more || rest == Rest::DisabledBlindly {
             self.ring.kick.wait();

@@ -82,6 +82,8 @@ struct Expected {
     chains: Vec<Chain>,
     /// What the ring makes of the chain behind them; `None` if there is none.
     end: Option<Fault>,
+    /// Whether the last one, of a packed ring, goes on in descriptors of the first, which may be used by the time it is read.
+    laps: bool,
 }
 
 /// The card and its driver.
@@ -481,7 +483,7 @@ impl<'a> Bed<'a> {
         let position = self.nic.device.position(index)?;
         let layout = self.queues[index].layout;
         let indirect = self.features.contains(Features::INDIRECT_DESC);
-        let (mut chains, mut end) = (Vec::new(), None);
+        let (mut chains, mut end, mut laps) = (Vec::new(), None, false);
         if self.packed() {
             let mut at = Place::from_word(position);
             let mut entries = 0;
@@ -490,6 +492,7 @@ impl<'a> Bed<'a> {
                     Ok((buffers, chain)) => {
                         at = at.after(chain.entries, layout.size);
                         entries += chain.entries;
+                        laps = entries > layout.size;
                         chains.push(Chain {
                             id: chain.id,
                             entries: chain.entries,
@@ -531,6 +534,7 @@ impl<'a> Bed<'a> {
             faults,
             chains,
             end,
+            laps,
         })
     }
 
@@ -549,7 +553,7 @@ impl<'a> Bed<'a> {
         let apart =
             (areas.iter().enumerate()).all(|(at, &a)| !areas[..at].iter().any(|&b| overlap(a, b)));
         let mut rooms: Vec<(u64, u64)> = Vec::new();
-        let mut indirect_elsewhere = false;
+        let mut elsewhere = false;
         for expected in expected {
             rooms.extend(
                 expected
@@ -557,14 +561,14 @@ impl<'a> Bed<'a> {
                     .iter()
                     .flat_map(|chain| walk::room(&chain.buffers)),
             );
-            indirect_elsewhere |= self.has_table_elsewhere(expected);
+            elsewhere |= expected.laps || self.has_table_elsewhere(expected);
         }
         // Most rooms are behind all areas.
         let end = areas.iter().map(|area| area.0 + area.1).max().unwrap_or(0);
         let aliased = (rooms.iter().filter(|room| room.0 < end))
             .any(|&room| areas.iter().any(|&area| overlap(room, area)));
         // What is written here may be read there, as a packet or a command; only a malformed chain behind is none of that.
-        (apart && !aliased && !indirect_elsewhere).then_some(rooms)
+        (apart && !aliased && !elsewhere).then_some(rooms)
     }
 
     /// Whether an indirect table may be where buffers are.
@@ -598,26 +602,52 @@ impl<'a> Bed<'a> {
         }
         match writable {
             None => self.memory.assert_canaries(),
-            Some(mut allowed) => {
+            Some(rooms) => {
+                let mut allowed = Vec::new();
                 for expected in &expected {
                     let layout = self.queues[expected.index].layout;
                     let [descriptors, _, device] = self.areas(&layout);
                     allowed.push(device);
+                    let taken = self.check(expected);
                     if self.packed() {
                         allowed.push(descriptors);
+                    } else {
+                        allowed.extend(self.written(expected, taken));
                     }
                 }
-                self.memory.assert_unchanged_but(&self.before, &allowed);
-                for expected in &expected {
-                    self.check(expected);
+                if self.packed() {
+                    allowed.extend(rooms);
                 }
+                self.memory.assert_unchanged_but(&self.before, &allowed);
             }
         }
         worked
     }
 
-    /// Each chain of a queue was used once, in order, or it stopped at one that deserves it.
-    fn check(&self, expected: &Expected) {
+    /// Where the card may have written of the first `taken` chains of `expected`, of a split ring: as many octets of each as it says.
+    fn written(&self, expected: &Expected, taken: usize) -> Vec<(u64, u64)> {
+        let layout = self.queues[expected.index].layout;
+        let mut places = Vec::new();
+        for (count, chain) in (0..).zip(&expected.chains[..taken]) {
+            let mut left = self.used(&layout, expected.position.wrapping_add(count)).1;
+            for (addr, len) in walk::room(&chain.buffers) {
+                places.push((addr, len.min(left)));
+                left -= len.min(left);
+            }
+        }
+        places
+    }
+
+    /// What the used ring of a split ring has at `position`: a chain, and how many octets were written to it.
+    fn used(&self, layout: &Layout, position: u16) -> (u32, u64) {
+        let slot = u64::from(position % layout.size);
+        let element = self.memory.get::<u64>(layout.device + 4 + 8 * slot);
+        let element = u64::from_le(element.expect("in the ring"));
+        (element as u32, element >> 32)
+    }
+
+    /// Each chain of a queue was used once, in order, or it stopped at one that deserves it. Returns how many were.
+    fn check(&self, expected: &Expected) -> usize {
         let Expected {
             index,
             position,
@@ -649,12 +679,7 @@ impl<'a> Bed<'a> {
             let used = self.memory.get16(layout.device + 2);
             assert!(taken == 0 || used == now, "queue {index}: {used} of {now}");
             for (count, chain) in (0..).zip(&chains[..taken]) {
-                let slot = u64::from(position.wrapping_add(count) % layout.size);
-                let element: u64 = self
-                    .memory
-                    .get(layout.device + 4 + 8 * slot)
-                    .expect("in the ring");
-                let (id, len) = (element as u32, element >> 32);
+                let (id, len) = self.used(&layout, position.wrapping_add(count));
                 assert_eq!(id, u32::from(chain.id), "queue {index}");
                 assert!(
                     len <= walk::octets(&chain.buffers, true),
@@ -696,6 +721,7 @@ impl<'a> Bed<'a> {
                 }
             }
         }
+        taken
     }
 
     fn balance(&self) {
