@@ -63,6 +63,36 @@ fn who_does_not_answer_is_told_with_what_was_seen() {
 }
 
 #[test]
+fn ipv6_is_pinged_too() {
+    let nic = TestNic::new("partner");
+    let own = talk(&nic, "--address6 fd77::2/64 ping -c 2 -i 1ms fd77::2");
+    let out = text(&own.stdout);
+    assert!(out.contains("64 octets from fd77::2: icmp_seq=2"), "{out}");
+    // The partner knows IPv4 only: it was asked for its address.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nic-guest"));
+    command.args([
+        "talk",
+        "--timeout",
+        "100ms",
+        "--proc",
+        "net/snmp6",
+        "--socket",
+    ]);
+    command
+        .arg(nic.socket())
+        .args(["ping", "-c", "1", "fe80::1"]);
+    let failed = command.output().expect("it starts");
+    assert_eq!(failed.status.code(), Some(1));
+    let shown = text(&failed.stdout);
+    let asked = shown
+        .lines()
+        .find(|line| line.starts_with("Icmp6OutNeighborSolicits"));
+    assert!(asked.is_some_and(|line| line.ends_with("\t1")), "{shown}");
+    let wrong = talk(&nic, "--address6 fd77::2 ping");
+    assert!(text(&wrong.stderr).contains("an IPv6 address and a prefix length"));
+}
+
+#[test]
 fn proc_is_shown_when_it_is_done() {
     let nic = TestNic::new("partner");
     let one = text(&talk(&nic, "--proc net/arp ping -c 1").stdout);

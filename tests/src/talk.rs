@@ -7,7 +7,7 @@ mod stream;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use clap::{Args, Subcommand};
 use nic_backend::clock::Clock;
 use nic_guest::memory::GuestMemory;
 use nic_guest::net::{
-    Errno, Fd, Kernel, KernelConfig, Machine, ProcFile, Protocol, Received, SockType,
+    Errno, Fd, Ifindex, Ipv6Sysctl, Kernel, KernelConfig, Machine, ProcFile, Protocol, Received,
+    SockType,
 };
 use nic_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use nic_guest::virtio_net::VirtnetInfo;
@@ -29,6 +30,7 @@ use crate::measure::{RealMachine, probe_options};
 const GUEST_MEMORY: usize = 16 << 20;
 /// ICMP's echo request.
 const ICMP_ECHO: u8 = 8;
+const ICMPV6_ECHO_REQUEST: u8 = 128;
 /// Octets of an ICMP header.
 const ICMP_HEADER: usize = 8;
 
@@ -41,6 +43,9 @@ pub struct Talk {
     /// This host's address, and how many bits of it name the network
     #[arg(long, value_name = "ADDR/BITS", default_value = "10.77.0.2/24", value_parser = address)]
     address: (Ipv4Addr, u8),
+    /// An IPv6 address beside the link-local one, and how many bits of it name the network
+    #[arg(long, value_name = "ADDR/BITS", value_parser = address6)]
+    address6: Option<(Ipv6Addr, u8)>,
     /// A neighbour that does not answer ARP, as 10.77.0.1=02:00:00:00:77:01; repeatable
     #[arg(long, value_name = "ADDR=MAC", value_parser = neighbour)]
     neighbour: Vec<(Ipv4Addr, [u8; 6])>,
@@ -63,7 +68,7 @@ enum Action {
     Ping {
         /// Whom to ask
         #[arg(default_value = "10.77.0.1")]
-        target: Ipv4Addr,
+        target: IpAddr,
         /// How many
         #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
         count: u16,
@@ -117,6 +122,14 @@ fn address(text: &str) -> Result<(Ipv4Addr, u8), String> {
         .ok_or_else(|| "an address and a prefix length, as 10.77.0.2/24".into())
 }
 
+fn address6(text: &str) -> Result<(Ipv6Addr, u8), String> {
+    let parts = text.split_once('/');
+    parts
+        .and_then(|(addr, bits)| Some((addr.parse().ok()?, bits.parse().ok()?)))
+        .filter(|(_, bits)| (1..=128).contains(bits))
+        .ok_or_else(|| "an IPv6 address and a prefix length, as fd77::2/64".into())
+}
+
 fn proc_files() -> Vec<PossibleValue> {
     let files = ProcFile::ALL.iter().map(|file| file.path());
     files.chain(["all"]).map(PossibleValue::new).collect()
@@ -132,9 +145,11 @@ fn neighbour(text: &str) -> Result<(Ipv4Addr, [u8; 6]), String> {
         .ok_or_else(|| "an address and its MAC address, as 10.77.0.1=02:00:00:00:77:01".into())
 }
 
+type GuestKernel = Kernel<VhostUser, RealMachine>;
+
 /// A kernel on a backend, and how long it waits.
 struct Host {
-    kernel: Kernel<VhostUser, RealMachine>,
+    kernel: GuestKernel,
     clock: Clock,
     timeout: Duration,
 }
@@ -217,6 +232,10 @@ impl Host {
             addr,
             prefix_len,
             random_seed: RandomState::new().hash_one(0),
+            ipv6: Ipv6Sysctl {
+                addr: options.address6,
+                ..Ipv6Sysctl::default()
+            },
             ..KernelConfig::default()
         };
         let mut kernel = Kernel::new(dev, RealMachine(clock), config);
@@ -232,9 +251,18 @@ impl Host {
 
     /// Lets the kernel work until `fd` has something or the clock shows `end`, in its nanoseconds.
     fn receive(&mut self, fd: Fd, buffer: &mut [u8], end: u64) -> anyhow::Result<Option<Received>> {
+        self.receive_by(end, |kernel| kernel.recvfrom(fd, buffer))
+    }
+
+    /// The same by a call of the socket's own.
+    fn receive_by<R>(
+        &mut self,
+        end: u64,
+        mut recvfrom: impl FnMut(&mut GuestKernel) -> Result<R, Errno>,
+    ) -> anyhow::Result<Option<R>> {
         loop {
             while self.kernel.step()? {}
-            match self.kernel.recvfrom(fd, buffer) {
+            match recvfrom(&mut self.kernel) {
                 Ok(received) => return Ok(Some(received)),
                 Err(Errno::EAGAIN) => {}
                 Err(error) => return Err(error).context("recvfrom"),
@@ -253,30 +281,69 @@ impl Host {
         (self.clock.now() + time).0
     }
 
+    /// An echo reply, its length and who sent it.
+    fn receive_reply(
+        &mut self,
+        fd: Fd,
+        target: IpAddr,
+        buffer: &mut [u8],
+        end: u64,
+    ) -> anyhow::Result<Option<(usize, IpAddr)>> {
+        self.receive_by(end, |kernel| match target {
+            IpAddr::V4(_) => {
+                let received = kernel.recvfrom(fd, buffer)?;
+                Ok((received.len, (*received.from.ip()).into()))
+            }
+            IpAddr::V6(_) => {
+                let received = kernel.recvfrom6(fd, buffer)?;
+                Ok((received.len, (*received.from.ip()).into()))
+            }
+        })
+    }
+
+    fn send_request(&mut self, fd: Fd, message: &[u8], target: IpAddr) -> Result<usize, Errno> {
+        match target {
+            IpAddr::V4(addr) => {
+                let to = SocketAddrV4::new(addr, 0);
+                self.kernel.sendto(fd, message, Some(to))
+            }
+            IpAddr::V6(addr) => {
+                // A link-local address, or a group, is one of eth0's link.
+                let to = SocketAddrV6::new(addr, 0, 0, Ifindex::ETH0.into());
+                self.kernel.sendto6(fd, message, Some(to))
+            }
+        }
+    }
+
     fn ping(
         &mut self,
-        target: Ipv4Addr,
+        target: IpAddr,
         count: u16,
         interval: Duration,
         size: usize,
     ) -> anyhow::Result<()> {
-        let fd = self.kernel.socket(SockType::Dgram, Protocol::Icmp)?;
-        let to = SocketAddrV4::new(target, 0);
+        let (fd, request) = if target.is_ipv4() {
+            let fd = self.kernel.socket(SockType::Dgram, Protocol::Icmp)?;
+            (fd, ICMP_ECHO)
+        } else {
+            let fd = self.kernel.socket6(SockType::Dgram, Protocol::Icmp)?;
+            (fd, ICMPV6_ECHO_REQUEST)
+        };
         say(&format!("PING {target} {size} octets of payload"))?;
         let (mut received, mut buffer) = (0, vec![0; ICMP_HEADER + 1472]);
         let mut times = Vec::new();
         for sequence in 1..=count {
             let mut message = vec![0; ICMP_HEADER + size];
-            message[0] = ICMP_ECHO;
+            message[0] = request;
             message[6..8].copy_from_slice(&sequence.to_be_bytes());
             for (i, octet) in message[ICMP_HEADER..].iter_mut().enumerate() {
                 *octet = i as u8;
             }
             let begin = self.clock.now();
             let (next, patience) = (self.after(interval), self.after(self.timeout));
-            self.kernel.sendto(fd, &message, Some(to))?;
-            while let Some(answer) = self.receive(fd, &mut buffer, patience)? {
-                let octets = &buffer[..answer.len];
+            self.send_request(fd, &message, target)?;
+            while let Some((len, from)) = self.receive_reply(fd, target, &mut buffer, patience)? {
+                let octets = &buffer[..len];
                 if octets.get(6..8) != Some(&sequence.to_be_bytes()) {
                     continue; // an answer that came late
                 }
@@ -287,8 +354,7 @@ impl Host {
                 let took = self.clock.now().since(begin);
                 times.push(took);
                 received += 1;
-                let (len, ms) = (answer.len, took.as_secs_f64() * 1e3);
-                let from = answer.from.ip();
+                let ms = took.as_secs_f64() * 1e3;
                 say(&format!(
                     "{len} octets from {from}: icmp_seq={sequence} time={ms:.3} ms"
                 ))?;
@@ -296,7 +362,7 @@ impl Host {
             }
             if sequence < count {
                 // Meanwhile others are answered.
-                self.receive(fd, &mut buffer, next)?;
+                self.receive_reply(fd, target, &mut buffer, next)?;
             }
         }
         say(&format!("{count} transmitted, {received} received"))?;

@@ -126,7 +126,7 @@ impl Host {
         let _ = bed.kernel.recvfrom6(self.over_ipv6, &mut buffer);
         let (script, len) = (input.u8(), usize::from(input.below(3000)));
         if script & 3 == 0 {
-            let to = SocketAddrV6::new(address6(input), u16::from(PORT), 0, 2);
+            let to = SocketAddrV6::new(address6(input), PORT, 0, 2);
             let _ = bed.kernel.sendto6(self.over_ipv6, &buffer[..len], Some(to));
         }
         if script & 0x70 == 0x70 {

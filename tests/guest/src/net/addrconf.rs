@@ -12,7 +12,7 @@ use super::ipv6::{
     IN6ADDR_ANY, IN6ADDR_LINKLOCAL_ALLNODES, IPV6_MIN_MTU, LINKLOCAL_PREFIX, SCOPE_LINKLOCAL,
     SCOPE_NODELOCAL, is_linklocal, is_multicast, linklocal_of, prefix_mask6, scope, solict_mult,
 };
-use super::netdevice::{IFF_LOOPBACK, IFF_NOARP, Ifindex};
+use super::netdevice::{IFF_LOOPBACK, Ifindex};
 use super::route::RtType;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
@@ -63,8 +63,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let device = &self.netdevs[dev];
         let (addr, prefix_len) = if device.flags & IFF_LOOPBACK != 0 {
             (Ipv6Addr::LOCALHOST, 128)
-        } else if device.flags & IFF_NOARP != 0 {
-            return;
         } else {
             (Ipv6Addr::from_bits(linklocal_of(device.dev_addr)), 64)
         };

@@ -1,7 +1,7 @@
 //! The kernel: from a NIC's interrupt to a socket and back, as Linux 6.12 does it.
 //!
-//! A [`Kernel`] owns a driven device ([`VirtnetInfo`]), one `softnet_data` per CPU and the IPv4
-//! stack. Nothing runs by itself: [`Kernel::step`] does what is pending, socket calls do what a
+//! A [`Kernel`] owns a driven device ([`VirtnetInfo`]), one `softnet_data` per CPU and the stacks of IPv4 and
+//! IPv6. Nothing runs by itself: [`Kernel::step`] does what is pending, socket calls do what a
 //! process would have the kernel do, and the [`Machine`] says what time it is and is told what work
 //! costs. So the same kernel runs in real time behind a vhost-user socket and in virtual time
 //! beside a modelled NIC. Functions have the names of their Linux namesakes.
@@ -14,6 +14,10 @@
 //!   (netif_rx -> enqueue_to_backlog -> process_backlog comes here, too) backlog
 //!   -> packet_rcv, vlan_do_receive, br_handle_frame                     af_packet, vlan, bridge
 //!   -> arp_rcv                                                          arp, neighbour
+//!   -> ipv6_list_rcv -> ip6_rcv_core -> ipv6_parse_hopopts              ip6_input, exthdrs
+//!        -> ip6_rcv_finish -> ip6_input -> ip6_protocol_deliver_rcu     ip6_route, ip6_input
+//!        -> ipv6_destopt_rcv, ipv6_rthdr_rcv, ipv6_frag_rcv             exthdrs, reassembly
+//!        -> udpv6_rcv; icmpv6_rcv -> ndisc_rcv; tcp_v6_rcv              udp6, icmp6, ndisc, tcp_ipv6
 //!   -> ip_list_rcv -> ip_rcv_core -> ip_rcv_finish_core                 ip_input, route
 //!        -> ip_forward -> ip_output                                     ip_forward, ip_output
 //!        -> ip_local_deliver, ip_defrag                                 ip_input, ip_fragment
@@ -25,6 +29,7 @@
 //!   -> udp_sendmsg -> ip_make_skb -> udp_send_skb                       udp, ip_output
 //!      (with more to come: ip_append_data, udp_push_pending_frames)      udp, ip_cork
 //!   -> tcp_sendmsg -> __tcp_transmit_skb -> ip_queue_xmit               tcp, tcp_output, ip_output
+//!   -> udpv6_sendmsg -> ip6_make_skb -> ip6_output -> ip6_finish_output2 af_inet6, udp6, ip6_output
 //!        -> __ip_local_out -> ip_output -> ip_finish_output2            ip_output, netfilter
 //!        -> neigh_resolve_output -> __dev_queue_xmit                    neighbour, dev
 //!        -> dev_qdisc_enqueue, __qdisc_run                              sch_generic, sch_*
@@ -44,9 +49,9 @@
 //! | 8 | `napi_gro_receive`: segments of a flow are merged | `gro`, `tcp_offload`, `udp_offload` |
 //! | 9 | `netif_receive_skb_list_internal`; RPS, RFS; the backlog | `dev`, `rps`, `backlog` |
 //! | 10 | `__netif_receive_skb_core`: taps, VLAN, bridge, protocol dispatch | `dev`, `af_packet`, `vlan`, `bridge` |
-//! | 11 | `arp_rcv`, neighbour cache | `arp`, `neighbour` |
-//! | 12 | `ip_list_rcv`, hooks, route, `ip_local_deliver`, reassembly, `ip_forward` | `ip_input`, `ip_fragment`, `ip_forward`, `netfilter`, `route` |
-//! | 13 | `inet_protos`: UDP, ICMP, TCP, IGMP | `ip_input`, `icmp`, `tcp_ipv4`, `igmp`, `raw` |
+//! | 11 | `arp_rcv`, `ndisc_rcv`, neighbour cache | `arp`, `ndisc`, `neighbour` |
+//! | 12 | `ip_list_rcv`, hooks, route, `ip_local_deliver`, reassembly, `ip_forward` | `ip_input`, `ip_fragment`, `ip_forward`, `netfilter`, `route`; `ip6_input`, `exthdrs`, `reassembly`, `ip6_route` |
+//! | 13 | `inet_protos`: UDP, ICMP, TCP, IGMP; `inet6_protos` | `ip_input`, `icmp`, `tcp_ipv4`, `igmp`, `raw`; `ip6_input`, `icmp6`, `udp6` |
 //! | 14 | `__udp4_lib_lookup`, the socket's receive queue; `__inet_lookup_skb`, the connection | `udp`, `sock`, `inet_hashtables` |
 //! | 15 | `recvfrom`, `read`, `recvmsg` | `af_inet`, `file`, `tcp` |
 //! | 16 | `napi_complete_done`, interrupt on again, the ring checked once more | `virtio_net::napi`, `napi` |
@@ -80,7 +85,9 @@
 //! # Limits
 //!
 //! Where Linux has a chain of small functions for one thing, one of them may stand here for all.
-//! IPv4 over Ethernet, with one driven device. Of groups all sources are taken (no source filters). There is no
+//! IPv4 and IPv6 over Ethernet, with one driven device. Of IPv6 there are no connections, no raw sockets, no sockets of both
+//! families, no forwarding, no reports of groups, and nothing that routers advertise. Of groups all sources are taken (no
+//! source filters). There is no
 //! scheduler: who waits for a
 //! socket looks again after each step.
 

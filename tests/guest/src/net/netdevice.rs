@@ -241,9 +241,11 @@ impl IndexMut<Ifindex> for NetDevices {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Takes a device into use (`register_netdevice`).
+    /// Takes a device into use (`register_netdevice`), with the IPv6 address that it has by itself.
     pub(super) fn register_netdevice(&mut self, device: NetDevice) -> Result<Ifindex, Errno> {
-        self.netdevs.register(device)
+        let index = self.netdevs.register(device)?;
+        self.addrconf_dev_config(index);
+        Ok(index)
     }
 
     /// All devices, by their indices.

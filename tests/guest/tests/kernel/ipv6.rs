@@ -9,13 +9,14 @@ use nic_guest::net::stats::{Mib6, RxDrop};
 use nic_guest::net::{Errno, Fd, Ifindex, Kernel, NudState, ProcFile, Protocol, SockType};
 use nic_guest::net::{Machine, NeighParms};
 use nic_guest::transport::Transport;
+use nic_guest::virtio_net::features as f;
 
 use crate::PORT;
 use crate::common::packets::{PEER_MAC, ethernet};
 use crate::common::packets6::{
     ALL_NODES, LINKLOCAL, OURS6, PEER6, checksum6, echo_request6, ip6, ip6_between, message6, udp6,
 };
-use crate::common::world::{Guest, MAC, Setup, World, assert_balanced, settle};
+use crate::common::world::{FEATURES, Guest, MAC, Setup, World, assert_balanced, settle};
 
 const SECOND: u64 = 1_000_000_000;
 const SOLICITATION: u8 = 135;
@@ -687,6 +688,33 @@ fn the_files_say_what_linuxs_say() {
     let ends = "000077FD000000000000000002000000:1B58 000077FD000000000000000001000000:0009 01 ";
     assert!(line.contains(ends), "{line}");
     assert!(show(ProcFile::Sockstat6).contains("UDP6: inuse 1\n"));
+}
+
+#[test]
+fn each_device_has_an_address_of_its_link_and_the_card_lets_its_groups_in() {
+    let mut setup = Setup {
+        features: FEATURES | f::CTRL_VQ | f::CTRL_RX,
+        ..Setup::default()
+    };
+    setup.config.ipv6.addr = Some((OURS6, 64));
+    let (mut kernel, world) = setup.boot();
+    let dummy = kernel.dummy_add("dummy0", [2, 0, 0, 0, 9, 1]).unwrap();
+    let commands = world.commands.take();
+    let (class, command, table) = commands.last().unwrap();
+    assert_eq!((class, command), (&1, &0));
+    let groups = [
+        [0x33, 0x33, 0, 0, 0, 1],
+        [0x33, 0x33, 0xff, 0, 0, 2],
+        [0x33, 0x33, 0xff, 0x12, 0x34, 0x56],
+    ];
+    assert_eq!(table[14..], groups.concat());
+    let fd = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
+    let own = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 0x901);
+    for (dev, want) in [(Ifindex::ETH0, Err(Errno::EADDRNOTAVAIL)), (dummy, Ok(()))] {
+        let bound = kernel.bind6(fd, SocketAddrV6::new(own, PORT, 0, dev.into()));
+        assert_eq!(bound, want);
+    }
+    assert_balanced(&kernel);
 }
 
 #[test]
