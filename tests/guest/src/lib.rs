@@ -11,7 +11,8 @@
 //! virtio_net (VirtnetInfo: probe, start_xmit, poll, commands)
 //!     | rings and buffers            | features, config space, kicks, interrupts
 //!   ring (Virtqueue, RawRing)      transport (VhostUser, FrontEnd, or one of your own)
-//!     |                              | regions, eventfds
+//!   dma (DmaSlice, DmaDebug)         | regions, eventfds
+//!     |                              |
 //!   memory (GuestMemory, GuestSlice)
 //! ```
 //!

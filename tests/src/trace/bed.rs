@@ -135,6 +135,8 @@ impl Bed {
             ip_forward: true,
             // What systemd says, of the recorded kernels' too.
             default_qdisc: QdiscKind::FqCodel(FqCodelParams::default()),
+            // The recorded kernels' had found out how much keeps the device busy; ours would begin with one packet.
+            bql: false,
             ..KernelConfig::default()
         };
         let mut kernel = Kernel::new(dev, machine, config);

@@ -279,15 +279,17 @@ impl DmaDebug {
         &self,
         device: u32,
         slice: &GuestSlice,
+        offset: usize,
+        len: usize,
         direction: DmaDirection,
     ) -> Result<(), DmaMappingError> {
-        let range = range_of(slice, 0, slice.len());
+        let range = range_of(slice, offset, len);
         let all = CpuRange {
             range: range.clone(),
             content: None,
         };
         let entry = Entry {
-            len: slice.len(),
+            len,
             direction,
             device,
             content: None,

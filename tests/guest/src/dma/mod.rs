@@ -127,22 +127,22 @@ impl DmaSlice {
         }
     }
 
-    /// Maps all of it for good; it stays the CPU's until it is given (`dma_map_page` with `DMA_ATTR_SKIP_CPU_SYNC`).
+    /// Maps `len` bytes at `offset` for good; they stay the CPU's until they are given (`dma_map_page` with
+    /// `DMA_ATTR_SKIP_CPU_SYNC`). [`Self::unmap_single`] ends that.
     ///
     /// # Errors
     /// As [`Self::map_single`].
     #[inline(always)] // nothing is left
-    pub fn map_page(&self, direction: DmaDirection) -> Result<(), DmaMappingError> {
+    pub fn map_page(
+        &self,
+        offset: usize,
+        len: usize,
+        direction: DmaDirection,
+    ) -> Result<(), DmaMappingError> {
         match self.debug() {
-            Some(debug) => debug.map_page(self.device.0, &self.slice, direction),
+            Some(debug) => debug.map_page(self.device.0, &self.slice, offset, len, direction),
             None => Ok(()),
         }
-    }
-
-    /// Ends that (`dma_unmap_page`).
-    #[inline(always)] // nothing is left
-    pub fn unmap_page(&self, direction: DmaDirection) {
-        self.unmap_single(0, self.slice.len(), direction);
     }
 
     /// Gives part of what is mapped to the device (`dma_sync_single_for_device`).

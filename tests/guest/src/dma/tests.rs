@@ -8,6 +8,7 @@ use std::sync::Arc;
 use DmaDirection::{FromDevice, ToDevice};
 
 const LEN: usize = 256;
+const PAGE: usize = 4096;
 
 fn bench() -> (Arc<GuestMemory>, DmaSlice, DmaDevice) {
     let memory = GuestMemory::new(1 << 20).unwrap();
@@ -39,7 +40,7 @@ fn turns_that_are_kept_are_no_error() {
     assert_eq!(slice.read_u8(7), 1, "what is only read may be read");
     slice.unmap_single(0, LEN, ToDevice);
     slice.write(0, &[2; LEN]);
-    slice.map_page(FromDevice).unwrap();
+    slice.map_page(0, PAGE, FromDevice).unwrap();
     slice.write(0, &[3; LEN]);
     for at in [0, LEN] {
         slice.sync_single_for_device(at, LEN, FromDevice);
@@ -55,7 +56,7 @@ fn turns_that_are_kept_are_no_error() {
     slice.write(0, &[5]);
     slice.sync_single_for_device(0, LEN, FromDevice);
     slice.sync_single_for_cpu(0, LEN, FromDevice);
-    slice.unmap_page(FromDevice);
+    slice.unmap_single(0, PAGE, FromDevice);
     device.remove(&memory);
     assert_eq!(memory.dma_debug().error_count(), 0);
 }
@@ -115,12 +116,12 @@ fn the_cpu_keeps_off_what_is_the_devices() {
         let _ = slice.read_u64_u32(LEN - 12);
         slice.write(0, &[0]);
         slice.unmap_single(0, LEN, FromDevice);
-        slice.map_page(FromDevice).unwrap();
+        slice.map_page(0, PAGE, FromDevice).unwrap();
         slice.sync_single_for_device(0, LEN, FromDevice);
         // Half of it is the CPU's.
         let mut both = [0; LEN];
         slice.read(LEN / 2, &mut both);
-        slice.unmap_page(FromDevice);
+        slice.unmap_single(0, PAGE, FromDevice);
     });
     assert_eq!(accesses, [Kind::CpuAccess; 5]);
 }
@@ -146,9 +147,9 @@ fn a_device_that_asks_hears_what_is_not_its_own() {
         slice.map_single(0, LEN, ToDevice).unwrap();
         assert!(!debug.device_access(addr, 1, true), "to be read only");
         slice.unmap_single(0, LEN, ToDevice);
-        slice.map_page(FromDevice).unwrap();
+        slice.map_page(0, PAGE, FromDevice).unwrap();
         assert!(!debug.device_access(addr, 1, true), "the CPU's still");
-        slice.unmap_page(FromDevice);
+        slice.unmap_single(0, PAGE, FromDevice);
     });
     let (access, direction) = (Kind::DeviceAccess, Kind::WrongDirection);
     assert_eq!(accesses, [access, direction, access, direction, access]);
@@ -161,14 +162,14 @@ fn a_device_that_does_not_ask_is_found_out_by_what_it_wrote() {
         slice.map_single(0, LEN, ToDevice).unwrap();
         memory.write(addr + 9, &[0xff]).unwrap();
         slice.unmap_single(0, LEN, ToDevice);
-        slice.map_page(FromDevice).unwrap();
+        slice.map_page(0, PAGE, FromDevice).unwrap();
         for _ in 0..2 {
             slice.sync_single_for_device(0, LEN, FromDevice);
             memory.write(addr + 9, &[1]).unwrap();
             slice.sync_single_for_cpu(0, LEN, FromDevice);
             memory.write(addr + 9, &[2]).unwrap();
         }
-        slice.unmap_page(FromDevice);
+        slice.unmap_single(0, PAGE, FromDevice);
     });
     assert_eq!(accesses, [Kind::DeviceAccess; 3]);
 }

@@ -80,7 +80,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             dport,
             tos,
             gso_size,
-            fragsize: self.ip_sk_mtu(pmtudisc, &rt),
+            // No packet is longer, whatever lo may send.
+            fragsize: self.ip_sk_mtu(pmtudisc, &rt).min(IP_MAX_MTU),
         };
         // It has room for the longest, and its socket is charged for what is in it.
         let (headroom, room) = (MAX_HEADER - transhdrlen, IP_MAX_MTU - IPHDR_LEN);

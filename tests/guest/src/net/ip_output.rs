@@ -126,7 +126,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let _stage = self.stage("ip_push_pending_frames");
         self.__ip_make_skb(&mut skb, flow, options);
         self.ip_select_ttl(&rt, &mut skb);
-        self.ip_send_skb(skb, rt)
+        // (`ip_send_skb`, which is part of this function in the recordings.)
+        self.ip_local_out_counted(skb, rt)
     }
 
     /// Answers a packet with a message of its transport, for which there is no socket.
@@ -188,6 +189,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     pub(super) fn ip_send_skb(&mut self, skb: Skb, rt: Rtable) -> Result<(), Errno> {
         let _stage = self.stage("ip_send_skb");
+        self.ip_local_out_counted(skb, rt)
+    }
+
+    /// Sends a packet; one that was not let out is counted.
+    #[inline]
+    fn ip_local_out_counted(&mut self, skb: Skb, rt: Rtable) -> Result<(), Errno> {
         let sent = self.ip_local_out(skb, rt);
         sent.inspect_err(|_| self.counters.snmp.ip_out_discards += 1)
     }

@@ -45,7 +45,7 @@
 //! |---|---|---|
 //! | 5 | hard-IRQ handler masks its queue and schedules NAPI | `softirq`, `virtio_net::napi` |
 //! | 6 | NET_RX_SOFTIRQ, `net_rx_action`, on IRQ exit or in ksoftirqd; a thread, a timer, a reader instead | `softirq`, `napi`, `napi_threaded`, `hrtimer`, `busy_poll` |
-//! | 7 | the driver's poll: used descriptors become skbs, the ring is refilled | `virtio_net::napi`, `skbuff` |
+//! | 7 | the driver's poll: used descriptors become skbs, the ring is refilled | `virtio_net::napi`, `skbuff`, `page_pool` |
 //! | 8 | `napi_gro_receive`: segments of a flow are merged | `gro`, `tcp_offload`, `udp_offload` |
 //! | 9 | `netif_receive_skb_list_internal`; RPS, RFS; the backlog | `dev`, `rps`, `backlog` |
 //! | 10 | `__netif_receive_skb_core`: taps, VLAN, bridge, protocol dispatch | `dev`, `af_packet`, `vlan`, `bridge` |
@@ -53,7 +53,7 @@
 //! | 12 | `ip_list_rcv`, hooks, route, `ip_local_deliver`, reassembly, `ip_forward` | `ip_input`, `ip_fragment`, `ip_forward`, `netfilter`, `route`; `ip6_input`, `exthdrs`, `reassembly`, `ip6_route` |
 //! | 13 | `inet_protos`: UDP, ICMP, TCP, IGMP; `inet6_protos` | `ip_input`, `icmp`, `tcp_ipv4`, `igmp`, `raw`; `ip6_input`, `icmp6`, `udp6` |
 //! | 14 | `__udp4_lib_lookup`, the socket's receive queue; `__inet_lookup_skb`, the connection | `udp`, `sock`, `inet_hashtables` |
-//! | 15 | `recvfrom`, `read`, `recvmsg` | `af_inet`, `file`, `tcp` |
+//! | 15 | `recvfrom`, `read`, `recvmsg`; errors | `af_inet`, `file`, `tcp`; `ip_recverr` |
 //! | 16 | `napi_complete_done`, interrupt on again, the ring checked once more | `virtio_net::napi`, `napi` |
 //!
 //! (1 to 4 are the NIC's: PHY and MAC, filter, DMA, interrupt.)
@@ -61,7 +61,7 @@
 //! | | Send | Where |
 //! |---|---|---|
 //! | 1, 2 | `socket`, `sendto`, `write`, `sendmsg`, `inet_autobind` | `af_inet`, `file` |
-//! | 3 | route, `ip_make_skb`, checksum or the device's affair; TCP's segments | `udp`, `route`, `fib`, `devinet`, `tcp_output` |
+//! | 3 | route, `ip_make_skb` or data that waits, checksum or the device's affair; TCP's segments | `udp`, `ip_cork`, `route`, `fib`, `devinet`, `tcp_output` |
 //! | 4 | `ip_output`, hooks; fragmentation, path MTU | `ip_output`, `netfilter`, `fib_nh_exception` |
 //! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `neigh_table`, `arp` |
 //! | 6, 7 | `__dev_queue_xmit`, choice of a queue, queueing discipline, segments | `dev`, `xps`, `sch_generic`, `sch_api`, `sch_*`, `gso` |
@@ -328,8 +328,8 @@ pub struct KernelConfig {
     pub tx_queue_len: usize,
     /// The discipline of each transmit queue (`net.core.default_qdisc`).
     pub default_qdisc: QdiscKind,
-    /// The device has no more bytes to send than keep it busy (`CONFIG_BQL`). Linux's virtio-net has such limits since
-    /// 6.11; without them its ring takes all that there is room for.
+    /// The device has no more bytes to send than keep it busy (`CONFIG_BQL`): Linux's virtio-net has such limits since
+    /// 6.11. Without them its ring takes all that there is room for.
     pub bql: bool,
     /// Packets that wait for one neighbour (`unres_qlen`).
     pub unres_qlen: usize,
@@ -369,7 +369,7 @@ impl Default for KernelConfig {
             somaxconn: 4096,
             tx_queue_len: 1000,
             default_qdisc: QdiscKind::PfifoFast,
-            bql: false,
+            bql: true,
             unres_qlen: 101,
             ip_forward: false,
             random_seed: 0,

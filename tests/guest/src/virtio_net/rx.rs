@@ -20,7 +20,7 @@ use crate::dma::{CONFIG_DMA_API_DEBUG, DmaDirection, DmaSlice};
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE};
 use crate::net::page_pool::{PagePool, PagePoolStats};
 use crate::ring::virtqueue::{Virtqueue, VirtqueueOptions, either};
-use crate::ring::{RingFault, Segment, Used};
+use crate::ring::{AddError, RingFault, Segment};
 use crate::transport::Transport;
 
 /// Shortest frame: an Ethernet header.
@@ -189,6 +189,8 @@ pub struct ReceiveQueue {
     mode: RxMode,
     hdr_len: usize,
     pool: PagePool,
+    /// Buffers whose frames were taken: they go back to the pool before others are posted.
+    used: Vec<u32>,
     buf_len: usize,
     segments: Vec<Segment>,
     /// Of the frame being put together, after its first.
@@ -237,6 +239,7 @@ impl ReceiveQueue {
                 usize::from(size),
             )?,
             buf_len,
+            used: Vec::with_capacity(count),
             segments: Vec::with_capacity(per_buffer),
             rest: Vec::with_capacity(count),
         })
@@ -275,28 +278,50 @@ impl ReceiveQueue {
     /// Fills the ring with buffers (`try_fill_recv`), as far as there is memory for them; how many were added. Not kicked
     /// yet.
     pub fn try_fill_recv(&mut self) -> usize {
+        self.pool.put_frags(self.used.drain(..), true);
         let (mut added, hdr_len, len) = (0, self.hdr_len, self.buf_len);
-        let pool = &mut self.pool;
-        // The ring's layout is asked for once.
-        either!(&mut self.vq, vq => while vq.num_free() > 0 {
-            let Some(frag) = pool.alloc_frag() else { break };
-            let (page, offset) = pool.place(frag);
-            let addr = page.guest_addr() + offset as u64;
-            page.sync_single_for_device(offset, len, DmaDirection::FromDevice);
-            let posted = if self.mode == RxMode::Big {
-                add_recvbuf_big(&mut self.segments, addr, hdr_len, len);
-                vq.add(&[], &self.segments, frag)
-            } else {
+        let (pool, segments) = (&mut self.pool, &mut self.segments);
+        // The ring's layout is asked for once, and how frames are laid into buffers.
+        either!(&mut self.vq, vq => if self.mode == RxMode::Big {
+            while Self::post(pool, vq.num_free(), len, &mut added, |addr, frag| {
+                add_recvbuf_big(segments, addr, hdr_len, len);
+                vq.add(&[], segments, frag)
+            }) {}
+        } else {
+            while Self::post(pool, vq.num_free(), len, &mut added, |addr, frag| {
                 vq.add(&[], &[Segment::new(addr, len as u32)], frag)
-            };
-            if posted.is_err() {
-                page.sync_single_for_cpu(offset, len, DmaDirection::FromDevice);
-                pool.put_frag(frag, true);
-                break;
-            }
-            added += 1;
+            }) {}
         });
         added
+    }
+
+    /// Gives the ring up to `most` buffers that follow each other in a page; whether there may be more.
+    #[inline(always)] // for each page
+    fn post(
+        pool: &mut PagePool,
+        most: u16,
+        len: usize,
+        added: &mut usize,
+        mut add: impl FnMut(u64, u32) -> Result<(), AddError>,
+    ) -> bool {
+        let Some(frags) = pool.alloc_frags(most) else {
+            return false;
+        };
+        let mut addr = frags.addr;
+        for frag in frags.numbers.clone() {
+            if CONFIG_DMA_API_DEBUG {
+                let (page, offset) = pool.place(frag);
+                page.sync_single_for_device(offset, len, DmaDirection::FromDevice);
+            }
+            if add(addr, frag).is_err() {
+                Self::sync_for_cpu(pool, frag, len);
+                pool.put_frags(frag..frags.numbers.end, true);
+                return false;
+            }
+            addr += frags.len as u64;
+            *added += 1;
+        }
+        true
     }
 
     /// Publishes added buffers and kicks if the device wants it.
@@ -337,44 +362,36 @@ impl ReceiveQueue {
         let Some(used) = self.vq.get_buf()? else {
             return Ok(Taken::Empty);
         };
-        let taken = self.receive_buf(used, deliver);
-        self.pool.put_frag(used.token, true);
-        if !self.rest.is_empty() {
-            self.put_rest();
-        }
-        taken
-    }
-
-    #[inline(always)] // on the way of each packet; called once
-    fn receive_buf<R>(
-        &mut self,
-        used: Used,
-        deliver: impl FnOnce(RxFrame<'_>) -> R,
-    ) -> Result<Taken<R>, RingFault> {
-        self.sync_for_cpu(used.token);
+        self.used.push(used.token);
+        Self::sync_for_cpu(&self.pool, used.token, self.buf_len);
         let mut len = used.len as usize;
         if len < self.hdr_len + ETH_HLEN || used.len > used.writable {
             self.length_error(len);
             return Ok(Taken::Bad);
         }
         len -= self.hdr_len;
-        let hdr = self.read_hdr(used.token);
-        let first_len = len;
+        let (page, offset) = self.pool.place(used.token);
+        let hdr = self.read_hdr(page, offset);
+        let (first_len, mut rest) = (len, &[][..]);
         if self.mode == RxMode::Mergeable && hdr.num_buffers != 1 {
-            if !self.gather(hdr.num_buffers)? {
+            let buffers = (&mut self.rest, &mut self.used);
+            if !gather(&mut self.vq, buffers, hdr.num_buffers)? {
                 self.length_error(len);
                 return Ok(Taken::Bad);
             }
-            len += self.rest.iter().map(|piece| piece.len).sum::<usize>();
+            for piece in &self.rest {
+                Self::sync_for_cpu(&self.pool, piece.frag, self.buf_len);
+            }
+            rest = &self.rest;
+            len += rest.iter().map(|piece| piece.len).sum::<usize>();
         }
-        let (page, offset) = self.pool.place(used.token);
         let mut frame = RxFrame {
             hdr,
             pool: &self.pool,
             page,
             offset: offset + self.hdr_len,
             first_len,
-            rest: &self.rest,
+            rest,
             len,
             rsc: RscInfo::default(),
         };
@@ -391,24 +408,15 @@ impl ReceiveQueue {
 
     /// The device has used a buffer, or never will.
     #[inline(always)] // nothing is left of it
-    fn sync_for_cpu(&self, frag: u32) {
+    fn sync_for_cpu(pool: &PagePool, frag: u32, len: usize) {
         if CONFIG_DMA_API_DEBUG {
-            let (page, offset) = self.pool.place(frag);
-            page.sync_single_for_cpu(offset, self.buf_len, DmaDirection::FromDevice);
-        }
-    }
-
-    /// The other buffers of a frame were read, or will not be.
-    #[cold]
-    fn put_rest(&mut self) {
-        for piece in self.rest.drain(..) {
-            self.pool.put_frag(piece.frag, true);
+            let (page, offset) = pool.place(frag);
+            page.sync_single_for_cpu(offset, len, DmaDirection::FromDevice);
         }
     }
 
     #[inline(always)] // on the way of each packet; called once
-    fn read_hdr(&self, frag: u32) -> VirtioNetHdr {
-        let (page, offset) = self.pool.place(frag);
+    fn read_hdr(&self, page: &DmaSlice, offset: usize) -> VirtioNetHdr {
         // A few loads instead of a call.
         match self.hdr_len {
             MAX_HDR_LEN => {
@@ -437,34 +445,13 @@ impl ReceiveQueue {
         self.stats.length_errors += 1;
     }
 
-    /// Takes the frame's other buffers into `rest`; whether all were there and possible.
-    fn gather(&mut self, num_buffers: u16) -> Result<bool, RingFault> {
-        if num_buffers == 0 {
-            log::debug!("rx error: a frame in 0 buffers");
-            return Ok(false);
-        }
-        let mut good = true;
-        for missing in (1..num_buffers).rev() {
-            let Some(used) = self.vq.get_buf()? else {
-                log::debug!("rx error: {missing} buffers out of {num_buffers} missing");
-                return Ok(false);
-            };
-            self.sync_for_cpu(used.token);
-            good &= used.len <= used.writable;
-            self.rest.push(Piece {
-                frag: used.token,
-                len: used.len as usize,
-            });
-        }
-        Ok(good)
-    }
-
     /// Takes all buffers back from a stopped ring (`free_receive_bufs`).
     pub fn detach_all(&mut self) {
         while let Some(frag) = self.vq.detach_unused_buf() {
-            self.sync_for_cpu(frag);
-            self.pool.put_frag(frag, false);
+            Self::sync_for_cpu(&self.pool, frag, self.buf_len);
+            self.used.push(frag);
         }
+        self.pool.put_frags(self.used.drain(..), false);
     }
 
     /// Gives ring and buffers back to guest memory; the device must be stopped.
@@ -475,6 +462,33 @@ impl ReceiveQueue {
         }
         self.vq.release();
     }
+}
+
+/// Takes a frame's other buffers into `rest`; whether all were there and possible.
+fn gather(
+    vq: &mut Virtqueue,
+    (rest, taken): (&mut Vec<Piece>, &mut Vec<u32>),
+    num_buffers: u16,
+) -> Result<bool, RingFault> {
+    rest.clear();
+    if num_buffers == 0 {
+        log::debug!("rx error: a frame in 0 buffers");
+        return Ok(false);
+    }
+    let mut good = true;
+    for missing in (1..num_buffers).rev() {
+        let Some(used) = vq.get_buf()? else {
+            log::debug!("rx error: {missing} buffers out of {num_buffers} missing");
+            return Ok(false);
+        };
+        taken.push(used.token);
+        good &= used.len <= used.writable;
+        rest.push(Piece {
+            frag: used.token,
+            len: used.len as usize,
+        });
+    }
+    Ok(good)
 }
 
 /// The pieces of a buffer at `addr` that holds any frame: the header, then pages (`add_recvbuf_big`).

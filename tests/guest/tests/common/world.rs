@@ -426,7 +426,11 @@ impl Default for Setup {
             queue_size: 256,
             tx_buf_len: Some(2048),
             refuse: false,
-            config: KernelConfig::default(),
+            // What is sent is looked at before the kernel hears that it was.
+            config: KernelConfig {
+                bql: false,
+                ..KernelConfig::default()
+            },
         }
     }
 }

@@ -312,3 +312,77 @@ fn sockets_of_each_kind_are_counted() {
         "nobody has accepted it yet"
     );
 }
+
+/// What this machine's kernel shows; of later and earlier ones some columns differ.
+fn host(path: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{path}")).unwrap()
+}
+
+#[test]
+fn columns_are_named_as_by_the_kernel_of_this_machine() {
+    let (kernel, _world) = busy();
+    for (path, lines) in [
+        ("net/dev", 2),
+        ("net/udp", 1),
+        ("net/arp", 1),
+        ("net/route", 1),
+        ("net/protocols", 1),
+    ] {
+        let (ours, theirs) = (show(&kernel, path), host(path));
+        let heading = |text: &str| {
+            text.lines()
+                .take(lines)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(heading(&ours), heading(&theirs), "{path}");
+    }
+    let names = |text: &str| {
+        let words = text
+            .lines()
+            .map(|line| line.split_whitespace().next().unwrap());
+        words.skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (ours, theirs) = (show(&kernel, "softirqs"), host("softirqs"));
+    assert_eq!(names(&ours), names(&theirs));
+    let columns = |text: &str| text.lines().next().unwrap().split(' ').count();
+    assert!(columns(&show(&kernel, "net/softnet_stat")) >= columns(&host("net/softnet_stat")));
+}
+
+#[test]
+fn protocols_have_the_functions_that_they_have_on_this_machine() {
+    let (kernel, _world) = busy();
+    let (ours, theirs) = (show(&kernel, "net/protocols"), host("net/protocols"));
+    let mut found = 0;
+    for line in ours.lines().skip(1) {
+        let name = line.split(' ').next().unwrap();
+        let same = |other: &&str| other.split(' ').next() == Some(name);
+        let Some(other) = theirs.lines().find(same) else {
+            continue;
+        };
+        let functions = |line: &str| line[line.find("kernel").unwrap()..].to_owned();
+        assert_eq!(functions(line), functions(other), "{name}");
+        found += 1;
+    }
+    assert!(found >= 2, "UDP and TCP at least");
+}
+
+#[test]
+fn counters_have_the_places_that_they_have_on_this_machine() {
+    let (kernel, _world) = busy();
+    let (ours, theirs) = (show(&kernel, "net/snmp"), host("net/snmp"));
+    for group in ["Ip:", "Icmp:", "Tcp:", "Udp:", "UdpLite:"] {
+        let names = |text: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(&format!("{group} ")));
+            line.unwrap()
+                .split(' ')
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let (ours, theirs) = (names(&ours), names(&theirs));
+        let both: Vec<_> = ours.iter().filter(|name| theirs.contains(name)).collect();
+        assert_eq!(both, theirs.iter().collect::<Vec<_>>(), "{group}");
+    }
+}

@@ -15,7 +15,7 @@ struct ProtoView {
     memory: i64,
     /// Whether they are too many; or that nobody cares.
     press: &'static str,
-    /// Room that it leaves for headers.
+    /// Room that it leaves for headers: `MAX_TCP_HEADER` where wireless meshes and tunnels are built, as distributions do.
     max_header: usize,
     /// Its sockets have a cache of their own.
     slab: &'static str,
