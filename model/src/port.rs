@@ -341,7 +341,7 @@ impl Port {
         }
         accepted?;
         let bytes = frame.bytes();
-        if let Some(control) = pause::read(bytes, self.filter.address) {
+        if let Some(control) = pause::read(bytes, self.filter.address()) {
             self.obey(control, frame.arrival);
             self.counters.count_control(Destination::of_frame(bytes));
             return Err(Drop::RxControl);

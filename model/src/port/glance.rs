@@ -50,8 +50,7 @@ impl Port {
         let usual = matches!(frame.checksum, Checksum::Unknown)
             && self.mac.is_plain(frame)
             && self.filter.is_own(bytes)
-            && checksum::is_right(bytes, headers)
-            && checksum::is_plain_header_right::<VERSION>(bytes);
+            && checksum::are_right(bytes, headers);
         if !usual {
             return None;
         }

@@ -326,7 +326,7 @@ fn every_control_frame_has_its_counters() {
         let mut bytes = frame.bytes().to_vec();
         card.pool.give(frame);
         match change {
-            1 => bytes[..6].copy_from_slice(&card.filter.address.0),
+            1 => bytes[..6].copy_from_slice(&card.filter.address().0),
             2 => bytes[15] = 7,
             _ => {}
         }
