@@ -286,7 +286,7 @@ impl VringT<Memory> for NicVring {
             rings.set_kick(index, None);
             rings.rings().tear_down(index)
         });
-        self.session.abandon(index);
+        // What it has sent and is held back still goes when it may: a machine that is only paused has it back as sent.
         let mut said = self.said();
         said.started = false;
         said.kick = None;

@@ -60,7 +60,7 @@ pub fn read(port: &Port, offered: Features, offset: usize, size: usize) -> Vec<u
     };
     let hash = Features::RSS | Features::HASH_REPORT;
     let config = NetConfig {
-        mac: port.filter.address.0,
+        mac: port.filter.address().0,
         status: U16::new(of(Features::STATUS, status(port))),
         max_virtqueue_pairs: U16::new(of(Features::MQ | Features::RSS, port.queue_pairs())),
         mtu: U16::new(of(Features::MTU, port.mtu())),

@@ -364,7 +364,7 @@ mod tests {
             &[1, 1, 2, 0, 0, 0, 0, 9],
         )
         .unwrap();
-        assert_eq!(port.filter.address, MacAddress([2, 0, 0, 0, 0, 9]));
+        assert_eq!(port.filter.address(), MacAddress([2, 0, 0, 0, 0, 9]));
         let tables = [
             1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 1, 0, 0x5e, 0, 0, 1, 0x33, 0x33, 0, 0,
             0, 1,

@@ -34,25 +34,33 @@ fn words(bytes: &[u8], total: u64) -> u64 {
     let Some((first, rest)) = bytes.split_first_chunk::<32>() else {
         return few_words(bytes, total);
     };
-    // The first block for itself: many packets have no other.
-    let (words, _) = first.as_chunks::<8>();
-    let total = words.iter().copied().fold(total, add);
-    let (blocks, rest) = rest.as_chunks::<32>();
+    // The first block for itself: many packets have no other, and little more.
+    let total = add_all(total, first.as_chunks().0);
+    let (total, rest) = match rest.len() {
+        ..8 => (total, rest.len()),
+        _ => (whole_words(rest, total), rest.len() % 8),
+    };
+    match bytes.last_chunk() {
+        // What has been added already is shifted out.
+        Some(last) if rest > 0 => {
+            let last = u64::from_le_bytes(*last) >> (64 - 8 * rest);
+            add(total, last.to_le_bytes())
+        }
+        _ => total,
+    }
+}
+
+/// Adds what is whole words of `bytes`.
+#[inline(always)] // on the way of each packet
+fn whole_words(bytes: &[u8], total: u64) -> u64 {
+    let (blocks, rest) = bytes.as_chunks::<32>();
     let total = if blocks.is_empty() {
         total
     } else {
         sum_blocks(blocks, total)
     };
-    let (whole, rest) = rest.as_chunks::<8>();
-    let total = whole.iter().copied().fold(total, add);
-    match bytes.last_chunk() {
-        // What has been added already is shifted out.
-        Some(last) if !rest.is_empty() => {
-            let last = u64::from_le_bytes(*last) >> (64 - 8 * rest.len());
-            add(total, last.to_le_bytes())
-        }
-        _ => total,
-    }
+    let (whole, _) = rest.as_chunks::<8>();
+    whole.iter().copied().fold(total, add)
 }
 
 /// Adds blocks, in four sums that do not wait for each other's carries.
@@ -75,6 +83,16 @@ fn few_words(bytes: &[u8], total: u64) -> u64 {
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     add(whole.iter().copied().fold(total, add), last)
+}
+
+/// Adds words, and the carry of all: each goes into the next, and the last leaves room for its own.
+#[inline(always)]
+fn add_all(total: u64, words: &[[u8; 8]]) -> u64 {
+    let (mut sum, mut carry) = (total, false);
+    for word in words {
+        (sum, carry) = sum.carrying_add(u64::from_le_bytes(*word), carry);
+    }
+    sum + u64::from(carry)
 }
 
 /// Adds a word, and the carry.
@@ -156,9 +174,10 @@ pub fn verify(bytes: &[u8], summary: &Summary) -> Verdict {
     }
 }
 
-/// Whether the checksum of a frame as most are is right: [`verify`] in fewer instructions.
+/// Whether the checksums of a frame as most are, of IPv4's header and of what is behind it, are right: [`verify`] and [`is_header_right`]
+/// in fewer instructions.
 #[inline(always)] // on the way of each packet
-pub(crate) fn is_right<const VERSION: u8>(bytes: &[u8], headers: Plain<VERSION>) -> bool {
+pub(crate) fn are_right<const VERSION: u8>(bytes: &[u8], headers: Plain<VERSION>) -> bool {
     let addresses = Plain::<VERSION>::ADDRESSES;
     let udp_length = Plain::<VERSION>::TRANSPORT + 4;
     let (Some(packet), Some([a, b, c, d])) = (
@@ -168,15 +187,26 @@ pub(crate) fn is_right<const VERSION: u8>(bytes: &[u8], headers: Plain<VERSION>)
         return false;
     };
     let len = (packet.len() - (Plain::<VERSION>::TRANSPORT - addresses)) as u16;
+    let len = len.swap_bytes();
     let mut protocol = 6_u16;
     if headers.transport == Transport::Udp {
-        if u16::from_be_bytes([*a, *b]) != len || [*c, *d] == [0, 0] {
+        if u16::from_le_bytes([*a, *b]) != len || [*c, *d] == [0, 0] {
             return false;
         }
         protocol = 17;
     }
-    let pseudo = u64::from(len.swap_bytes()) + u64::from(protocol.swap_bytes());
-    is_zero(words(packet, pseudo))
+    let pseudo = u64::from(len) + u64::from(protocol.swap_bytes());
+    if packet.len() < 32 {
+        return few_are_right::<VERSION>(bytes, packet, pseudo);
+    }
+    is_zero(words(packet, pseudo)) && is_plain_header_right::<VERSION>(bytes)
+}
+
+/// [`are_right`] of a short packet. To itself, so that the header's words are loaded there and there, and what is hashed of them is not shifted
+/// out of registers.
+#[cold]
+fn few_are_right<const VERSION: u8>(bytes: &[u8], packet: &[u8], pseudo: u64) -> bool {
+    is_zero(few_words(packet, pseudo)) && is_plain_header_right::<VERSION>(bytes)
 }
 
 /// Whether a sum of words, not all of them zero, is zero in ones' complement arithmetic, which counts modulo 2^16 - 1. To divide
@@ -204,12 +234,13 @@ pub(crate) fn is_plain_header_right<const VERSION: u8>(bytes: &[u8]) -> bool {
         return true;
     }
     let header = bytes.get(Plain::<4>::TRANSPORT - 20..);
-    let Some([first @ .., a, b, c, d]) = header.and_then(<[u8]>::first_chunk::<20>) else {
+    let Some(header) = header.and_then(<[u8]>::first_chunk::<20>) else {
         return false;
     };
-    let (words, _) = first.as_chunks::<8>();
-    let last = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
-    is_zero(words.iter().copied().fold(last, add))
+    let [one @ .., _, _, _, _, _, _, _, _, _, _, _, _] = header;
+    let [_, _, _, _, _, _, _, _, a, b, c, d, addresses @ ..] = header;
+    let between = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
+    is_zero(add_all(between, &[*one, *addresses]))
 }
 
 /// Whether a frame as most are has no checksum: UDP over IPv4 may do without (RFC 768).

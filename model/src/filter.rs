@@ -26,11 +26,10 @@ impl MacAddress {
         self.0[0] & 1 != 0
     }
 
-    /// The address as two numbers, to be compared at once.
-    #[inline]
-    fn halves(self) -> (u32, u16) {
+    /// The address as a number, to be compared at once; its lowest octets are none of it.
+    fn number(self) -> u64 {
         let [a, b, c, d, e, f] = self.0;
-        (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+        u64::from_le_bytes([0, 0, a, b, c, d, e, f])
     }
 }
 
@@ -110,8 +109,9 @@ impl Destination {
 pub struct Filter {
     /// Whether it looks for addresses at all; if not, all that is not refused passes.
     pub active: bool,
-    /// The station's own address.
-    pub address: MacAddress,
+    /// The station's own address, and as a number.
+    address: MacAddress,
+    own: u64,
     /// Admits all frames, whatever the other switches say.
     pub promiscuous: bool,
     /// Admits all multicast frames.
@@ -159,6 +159,7 @@ impl Filter {
         Filter {
             active: false,
             address,
+            own: address.number(),
             promiscuous: false,
             all_multicast: false,
             all_unicast: false,
@@ -201,13 +202,23 @@ impl Filter {
         !self.no_unicast && !self.address.is_group()
     }
 
-    /// Whether a frame is to the station's own address.
+    /// The station's own address.
+    #[must_use]
+    pub fn address(&self) -> MacAddress {
+        self.address
+    }
+
+    /// Changes the station's own address.
+    pub fn set_address(&mut self, address: MacAddress) {
+        (self.address, self.own) = (address, address.number());
+    }
+
+    /// Whether a frame with a whole header is to the station's own address.
     #[inline(always)]
     pub(crate) fn is_own(&self, frame: &[u8]) -> bool {
-        let Some(destination) = frame.first_chunk::<6>() else {
-            return false;
-        };
-        MacAddress(*destination).halves() == self.address.halves()
+        // With the first octets of the source, which are shifted out.
+        let octets = frame.first_chunk::<8>();
+        octets.is_some_and(|octets| u64::from_le_bytes(*octets) << 16 == self.own)
     }
 
     /// Weighs the rules for frames to `destination`.

@@ -354,6 +354,16 @@ impl Moderator {
         &mut self.queues[usize::from(queue.0)][direction as usize]
     }
 
+    /// That of each queue in one direction.
+    #[inline]
+    pub fn each_mut(
+        &mut self,
+        direction: Direction,
+    ) -> impl Iterator<Item = (QueueIndex, &mut Moderation)> {
+        let queues = (0..).map(QueueIndex).zip(&mut self.queues);
+        queues.map(move |(queue, halves)| (queue, &mut halves[direction as usize]))
+    }
+
     /// Changes the parameters of all queues of a direction (`VIRTIO_NET_CTRL_NOTF_COAL_RX_SET`, `_TX_SET`). A mode of the card's own
     /// is over until a reset.
     pub fn set_all(&mut self, direction: Direction, coalesce: Coalesce, now: Nanos) {

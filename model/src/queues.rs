@@ -15,7 +15,7 @@ use crate::fifo::Fifo;
 use crate::frame::{Frame, Pool};
 use crate::host::{Direction, Fault, Fetched, Host, QueueIndex};
 use crate::mac::Mac;
-use crate::moderation::{Moderator, Packet};
+use crate::moderation::{Moderation, Moderator, Packet};
 use crate::port::{Port, PortConfig};
 use crate::time::Nanos;
 
@@ -285,13 +285,7 @@ impl Queues {
             self.attend(queue, Direction::Transmit, now, host);
         }
         let moderation = self.moderator.of_mut(queue, Direction::Transmit);
-        if moderation.is_quiet() {
-            return;
-        }
-        moderation.expire(now, now);
-        if moderation.take_due() {
-            host.interrupt(queue, Direction::Transmit);
-        }
+        expire_sent(moderation, queue, now, host);
     }
 
     /// Looks after what goes wrong with a half of `queue`, and shows the driver what it is time to show.
@@ -404,8 +398,14 @@ impl Queues {
             fetched
         });
         port.send_control(now, out);
-        for queue in (0..self.pairs()).map(QueueIndex) {
-            self.expire_transmit(queue, now, host);
+        if self.faults.is_some() {
+            for queue in (0..self.pairs()).map(QueueIndex) {
+                self.expire_transmit(queue, now, host);
+            }
+            return worked;
+        }
+        for (queue, moderation) in self.moderator.each_mut(Direction::Transmit) {
+            expire_sent(moderation, queue, now, host);
         }
         worked
     }
@@ -489,6 +489,19 @@ impl Queues {
     #[must_use]
     pub fn counters(&self) -> &[QueueCounters] {
         &self.counters
+    }
+}
+
+/// Interrupts the driver of `queue` if its sent packets have waited long enough to be told of.
+#[inline]
+fn expire_sent(moderation: &mut Moderation, queue: QueueIndex, now: Nanos, host: &mut impl Host) {
+    // Most have nothing to tell most of the time.
+    if moderation.is_quiet() {
+        return;
+    }
+    moderation.expire(now, now);
+    if moderation.take_due() {
+        host.interrupt(queue, Direction::Transmit);
     }
 }
 

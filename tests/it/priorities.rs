@@ -5,7 +5,7 @@ use std::time::Duration;
 use nic_backend::card::Line;
 use nic_guest::transport::Transport;
 use nic_guest::virtio_net::header::VirtioNetHdr;
-use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f};
+use nic_guest::virtio_net::{ProbeOptions, VirtnetInfo, features as f, queue_config};
 use nic_model::counters::{Drop, PortCounters};
 use nic_model::pfc::Priorities;
 use nic_model::port::PortConfig;
@@ -247,6 +247,44 @@ fn what_is_held_back_does_not_outlive_its_driver() {
         // The next one's queue waits for nobody.
         send(&mut guest, &frame(0, 0));
         wait_until("the next one's", || counters().tx_frames == 1);
+        nic.assert_balanced();
+    }
+}
+
+#[test]
+fn what_is_held_back_of_a_machine_that_is_paused_leaves_when_it_may() {
+    // Said for two seconds; the last lasts three.
+    let file = stops(4);
+    for workers in [1, 2] {
+        let nic = TestNic::with(&format!("pcap={},pps=2", file.path().display()), |nic| {
+            config(&mut nic.port, true);
+            nic.port.speed = "10M".parse().expect("a speed");
+            nic.features = offered(2);
+            nic.workers = workers;
+        });
+        let counters = || nic.status().nic.port.counters;
+        wait_until("the partner's word", || {
+            counters().pfc.priorities[3].rx_xoff > 0
+        });
+        let mut guest = nic.guest(&two_queues());
+        for number in 0..10 {
+            let header = VirtioNetHdr::default();
+            guest
+                .start_xmit(1, &frame(1, number), &header)
+                .expect("room");
+            guest.flush(1);
+        }
+        let held = || nic.status().nic.port.priorities.expect("a state").held;
+        wait_until("one that is held back", || held() == [0, 1]);
+        let next = guest.transport.stop_queue(3).expect("an answer");
+        wait_until("what was held back", || counters().tx_frames > 0);
+        assert_eq!(held(), [0, 0]);
+        let mut queue = queue_config(3, &guest.sq[1].vq);
+        queue.next = next;
+        guest.transport.setup_queue(&queue).expect("it goes on");
+        guest.transport.kick(3);
+        wait_until("the others", || counters().tx_frames == 10);
+        assert_eq!(counters().drops.get(Drop::TxQueueDisabled), 0);
         nic.assert_balanced();
     }
 }

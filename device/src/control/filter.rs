@@ -54,7 +54,7 @@ pub(super) fn address(
         VIRTIO_NET_CTRL_MAC_ADDR_SET => {
             context.negotiated(Features::CTRL_MAC_ADDR)?;
             let address = data.try_into().map_err(|_| Refusal::Malformed)?;
-            context.port.filter.address = MacAddress(address);
+            context.port.filter.set_address(MacAddress(address));
         }
         _ => return Err(Refusal::Unknown),
     }

@@ -198,7 +198,7 @@ fn a_reset_forgets_the_driver_and_keeps_the_counts() {
     assert_eq!(command(&mut bench, &[2], &[0, 0, 1]), OK);
     bench.nic.reset();
     let filter = &bench.nic.port.filter;
-    assert_eq!(filter.address, PortConfig::default().mac);
+    assert_eq!(filter.address(), PortConfig::default().mac);
     assert!(!filter.active && !filter.promiscuous);
     assert!(!bench.nic.device.rings().iter().any(Option::is_some));
     assert_eq!(bench.nic.device.acked(), Features::empty());

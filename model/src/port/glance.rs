@@ -50,8 +50,7 @@ impl Port {
         let usual = matches!(frame.checksum, Checksum::Unknown)
             && self.mac.is_plain(frame)
             && self.filter.is_own(bytes)
-            && checksum::is_right(bytes, headers)
-            && checksum::is_plain_header_right::<VERSION>(bytes);
+            && checksum::are_right(bytes, headers);
         if !usual {
             return None;
         }
@@ -70,12 +69,12 @@ impl Port {
     ) -> Option<Steered> {
         let bytes = frame.bytes();
         let verified = matches!(frame.checksum, Checksum::Valid);
-        let unused =
-            || matches!(frame.checksum, Checksum::Unknown) && checksum::is_unused(bytes, headers);
-        let usual = (verified || unused())
-            && self.mac.is_plain(frame)
-            && self.filter.is_own(bytes)
-            && checksum::is_plain_header_right::<VERSION>(bytes);
+        let unused = || {
+            matches!(frame.checksum, Checksum::Unknown)
+                && checksum::is_unused(bytes, headers)
+                && checksum::is_plain_header_right::<VERSION>(bytes)
+        };
+        let usual = (verified || unused()) && self.mac.is_plain(frame) && self.filter.is_own(bytes);
         if !usual {
             return None;
         }

@@ -79,7 +79,7 @@ impl Port {
             speed_mbps: self.phy.speed().mbps(),
             phy: self.phy.status(),
             announce: self.announce,
-            mac: self.filter.address.to_string(),
+            mac: self.filter.address().to_string(),
             filter_active: self.filter.active,
             promiscuous: self.filter.promiscuous,
             all_multicast: self.filter.all_multicast,

@@ -78,13 +78,13 @@ impl Port {
             }
             // What was held back goes first.
             let budget = if held.is_some() { 0 } else { budget };
-            let before = self.lines[this].tx_octets;
+            let before = self.counters.tx_octets;
             let fetched = fetch(self, QueueIndex(this as u16), budget);
             emptied += usize::from(!fetched.more);
             if fetched.frames == 0 && held.is_none() {
                 continue;
             }
-            let octets = self.lines[this].tx_octets - before;
+            let octets = self.counters.tx_octets - before;
             if fetched.frames > 0 || octets > 0 {
                 let frames = fetched.frames.max(1);
                 queue = self.scheduler.sent(this, frames, octets, !fetched.more);

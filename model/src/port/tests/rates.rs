@@ -172,7 +172,7 @@ fn how_long_super_frames_are_is_known_by_those_before() {
         let mut frames = vec![frame];
         card.port.send(now, QueueIndex(0), &mut frames, &mut out);
         // The bucket is full again.
-        now = now + Duration::from_secs(1);
+        now += Duration::from_secs(1);
         assert_eq!(ask(&mut card, now), expected, "{octets}");
     }
     card.pool.give_all(out);
