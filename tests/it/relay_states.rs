@@ -1,5 +1,11 @@
 //! A front-end that asks for answers, against a model of what it may say when: any order of messages, each answered as the model
-//! says, and afterwards the NIC serves the next one as ever.
+//! says. What is posted to a ring that is started is used, and sent if it is enabled too; one that is stopped leaves it alone until it is
+//! started. Afterwards the NIC serves the next one as ever.
+
+use std::cell::Cell;
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use nic_guest::transport::message::{
     Connection, MessageError, memory_table, single_region, vring_addr, vring_state,
@@ -17,6 +23,19 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const VERSION_1: u64 = 1 << 32;
 /// Rings of the NIC.
 const RINGS: u32 = 3;
+
+/// The one of them that packets are sent by.
+const SENDS: u32 = 1;
+
+/// Where a ring's parts are, behind its descriptors, and where the packet is, for all of them.
+const AVAILABLE: u64 = 0x6000;
+const USED: u64 = 0x8000;
+const PACKET: u64 = 0xf_0000;
+
+/// Where ring `ring` is in its region.
+fn ring_at(ring: u32) -> u64 {
+    0x1_0000 * u64::from(ring)
+}
 
 /// What a front-end says.
 #[derive(Clone, Debug)]
@@ -47,6 +66,10 @@ enum Step {
         ring: u32,
         on: u32,
     },
+    /// SET_VRING_KICK with an eventfd.
+    Kick {
+        ring: u32,
+    },
     GetBase {
         ring: u32,
     },
@@ -70,10 +93,29 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (ring(), place).prop_map(|(ring, place)| Step::Addresses { ring, place }),
         4 => (ring(), prop_oneof![9 => 0..2u32, 1 => Just(2)])
             .prop_map(|(ring, on)| Step::Enable { ring, on }),
-        3 => ring().prop_map(|ring| Step::GetBase { ring }),
+        4 => ring().prop_map(|ring| Step::Kick { ring }),
+        2 => ring().prop_map(|ring| Step::GetBase { ring }),
         1 => Just(Step::ResetOwner),
         1 => Just(Step::ResetDevice),
     ]
+}
+
+/// Any steps, mostly behind those that have the ring run, in any order that there is.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ring = SENDS;
+    let placed = Just(vec![
+        Step::MemoryTable(vec![0, 1]),
+        Step::Size { ring, size: 8 },
+        Step::Addresses { ring, place: 0 },
+    ]);
+    let others = Just(vec![Step::Kick { ring }, Step::Enable { ring, on: 1 }]);
+    let first = (placed, others.prop_shuffle(), any::<bool>());
+    let first = first.prop_map(|(placed, others, behind)| match behind {
+        true => [placed, others].concat(),
+        false => [others, placed].concat(),
+    });
+    let first = prop_oneof![1 => Just(Vec::new()), 2 => first];
+    (first, prop::collection::vec(step(), 1..30)).prop_map(|(first, steps)| [first, steps].concat())
 }
 
 /// What has to come of it.
@@ -96,9 +138,57 @@ struct Model {
     regions: Vec<u8>,
     /// Descriptors of each ring, 0 as long as nobody said.
     sizes: [u32; RINGS as usize],
+    /// What was said of the ring that packets are posted to.
+    sends: Sends,
+}
+
+/// What becomes of a packet that is posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The ring is stopped.
+    Left,
+    /// The ring is disabled: packets are used and go nowhere.
+    Discarded,
+    Sent,
+}
+
+/// A ring on its way.
+#[derive(Debug, Default)]
+struct Sends {
+    /// The region that it is in, once that is known.
+    place: Option<u8>,
+    started: bool,
+    enabled: bool,
 }
 
 impl Model {
+    /// What becomes of what is posted to [`SENDS`].
+    fn posted(&self) -> Fate {
+        let placed = |place| self.regions.contains(&place);
+        match &self.sends {
+            Sends { place, started, .. } if !started || !place.is_some_and(placed) => Fate::Left,
+            Sends { enabled: false, .. } => Fate::Discarded,
+            _ => Fate::Sent,
+        }
+    }
+
+    /// What comes of `step`, and what the ring that packets are posted to makes of it.
+    fn say(&mut self, step: &Step) -> Outcome {
+        let outcome = self.outcome(step);
+        let sends = &mut self.sends;
+        match step {
+            _ if outcome != Outcome::Done => {}
+            Step::Features { protocol, .. } => sends.enabled |= !protocol,
+            Step::Addresses { ring: SENDS, place } => sends.place = Some(*place),
+            Step::Enable { ring: SENDS, on } => sends.enabled = *on == 1,
+            Step::Kick { ring: SENDS } => sends.started = true,
+            Step::GetBase { ring: SENDS } => sends.started = false,
+            Step::ResetDevice => *sends = Sends::default(),
+            _ => {}
+        }
+        outcome
+    }
+
     fn outcome(&mut self, step: &Step) -> Outcome {
         let is_ring = |ring: u32| match ring < RINGS {
             true => Outcome::Done,
@@ -137,7 +227,9 @@ impl Model {
                 }
                 is_ring(*ring)
             }
-            Step::Base { ring, .. } | Step::GetBase { ring } => is_ring(*ring),
+            Step::Base { ring, .. } | Step::GetBase { ring } | Step::Kick { ring } => {
+                is_ring(*ring)
+            }
             Step::Addresses { ring, place } => match self.sizes.get(*ring as usize) {
                 None => Outcome::Refused,
                 Some(0) => Outcome::Ends,
@@ -201,11 +293,15 @@ fn say(front: &Connection, step: &Step, fds: &Fds) -> Result<(), MessageError> {
             &[],
         ),
         Step::Addresses { ring, place } => {
-            let (_, user) = addresses(*place);
-            let payload = vring_addr(*ring, 0, user, user + 0x8000, user + 0x6000, 0);
+            let user = addresses(*place).1 + ring_at(*ring);
+            let payload = vring_addr(*ring, 0, user, user + USED, user + AVAILABLE, 0);
             acked(Req::SET_VRING_ADDR, &payload, &[])
         }
         Step::Enable { ring, on } => acked(Req::SET_VRING_ENABLE, &vring_state(*ring, *on), &[]),
+        Step::Kick { ring } => {
+            let word = u64::from(*ring).to_ne_bytes();
+            acked(Req::SET_VRING_KICK, &word, &[fds.event.as_raw_fd()])
+        }
         Step::GetBase { ring } => {
             let answer = front.ask(Req::GET_VRING_BASE, &vring_state(*ring, 0))?;
             assert_eq!(answer.payload[..4], ring.to_ne_bytes());
@@ -213,6 +309,96 @@ fn say(front: &Connection, step: &Step, fds: &Fds) -> Result<(), MessageError> {
         }
         Step::ResetOwner => acked(Req::RESET_OWNER, &[], &[]),
         Step::ResetDevice => acked(Req::RESET_DEVICE, &[], &[]),
+    }
+}
+
+/// What is posted to the ring that packets are sent by, at the same place of the file in whichever region.
+struct Posted<'a> {
+    nic: &'a TestNic,
+    fds: &'a Fds,
+    available: u16,
+    /// Packets that are posted and not used, and those that were sent, when it was looked last.
+    left: u64,
+    sent: u64,
+}
+
+impl<'a> Posted<'a> {
+    /// Nothing, in a ring of zeros.
+    fn new(nic: &'a TestNic, fds: &'a Fds) -> Self {
+        let zeros = vec![0; 0x1_0000];
+        let written = fds.memory().write(ring_at(SENDS), &zeros);
+        written.expect("its memory");
+        let mut posted = Posted {
+            nic,
+            fds,
+            available: 0,
+            left: 0,
+            sent: 0,
+        };
+        posted.sent = posted.sent_by_now();
+        posted
+    }
+
+    fn put(&self, at: u64, octets: &[u8]) {
+        let written = self.fds.memory().write(ring_at(SENDS) + at, octets);
+        written.expect("its memory");
+    }
+
+    fn used(&self) -> u16 {
+        let mut index = [0; 2];
+        let at = ring_at(SENDS) + USED + 2;
+        self.fds.memory().read(at, &mut index).expect("its memory");
+        u16::from_le_bytes(index)
+    }
+
+    /// The only descriptor, which all entries of the available ring stand for, has a packet in the region at `place`.
+    fn point_to(&self, place: u8) {
+        let packet = addresses(place).0 + PACKET;
+        self.put(0, &packet.to_le_bytes());
+        self.put(8, &72u32.to_le_bytes());
+    }
+
+    fn sent_by_now(&self) -> u64 {
+        self.nic.status().nic.port.counters.tx_frames
+    }
+
+    /// Posts a packet, unless one is left from before, and kicks: `fate` is what becomes of it.
+    fn check(&mut self, fate: Fate, after: &impl fmt::Display) -> Result<(), TestCaseError> {
+        // What was left may have been used since.
+        let mut posted = self.left;
+        if self.used() == self.available {
+            posted += 1;
+            self.available = self.available.wrapping_add(1);
+            self.put(AVAILABLE + 2, &self.available.to_le_bytes());
+        }
+        self.fds.event.write(1).expect("it is not full");
+        let begin = Instant::now();
+        let comes = |what: &mut dyn FnMut() -> bool| {
+            while !what() && begin.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            what()
+        };
+        if fate != Fate::Left {
+            let used = comes(&mut || self.used() == self.available);
+            prop_assert!(used, "a ring that is started is not served: {after}");
+        }
+        if fate == Fate::Sent {
+            let passed = comes(&mut || self.sent_by_now() >= self.sent + posted);
+            prop_assert!(passed, "an enabled ring's packet is not sent: {after}");
+        }
+        // A round lies between.
+        self.sent_by_now();
+        let (left, sent) = (self.available.wrapping_sub(self.used()), self.sent_by_now());
+        let now = (u64::from(left), sent - self.sent);
+        (self.left, self.sent) = (left.into(), sent);
+        let expected = match fate {
+            Fate::Left => (1, 0),
+            Fate::Discarded => (0, 0),
+            Fate::Sent => (0, posted),
+        };
+        prop_assert_eq!(now, expected, "left and sent, {:?}: {}", fate, after);
+        Ok(())
     }
 }
 
@@ -233,18 +419,22 @@ fn connected(nic: &TestNic) -> Connection {
 fn every_message_is_answered_as_the_state_says() {
     let (nic, fds) = (TestNic::new("loopback"), Fds::default());
     assert_eq!(offered(1).bits() & 1 << 48, 0, "the unknown bit");
-    let steps = prop::collection::vec(step(), 1..30);
+    let served = Cell::new(0);
     let config = ProptestConfig {
         cases: 300,
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    proptest!(config, |(steps in steps)| {
+    proptest!(config, |(steps in steps())| {
         let (front, mut model) = (connected(&nic), Model::default());
+        let mut posted = Posted::new(&nic, &fds);
         let mut refused = nic.status().refused_messages;
         let mut over = false;
         for step in &steps {
-            let expected = model.outcome(step);
+            let expected = model.say(step);
+            if let (Step::Addresses { ring: SENDS, place }, Outcome::Done) = (step, expected) {
+                posted.point_to(*place);
+            }
             let said = say(&front, step, &fds);
             // What is answered by itself has no way to say that it was refused.
             over = expected == Outcome::Ends
@@ -261,9 +451,14 @@ fn every_message_is_answered_as_the_state_says() {
                 prop_assert!(front.closes_within(PATIENCE), "{step:?} ends it");
                 break;
             }
+            let fate = model.posted();
+            posted.check(fate, &format_args!("{step:?}, {model:?}"))?;
+            served.set(served.get() + u32::from(fate == Fate::Sent));
         }
         prop_assert!(over || !front.is_closed(), "{steps:?}");
     });
+    let served = served.get();
+    assert!(served > 500, "packets were sent after {served} steps only");
     assert_works(&mut guest(&nic), "all that");
     nic.assert_balanced();
 }

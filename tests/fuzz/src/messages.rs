@@ -97,9 +97,14 @@ fn attacked() -> &'static Attacked {
     })
 }
 
-/// Descriptors that the process has.
+/// Descriptors that the process has, but for pipes: those are a sanitizer's, to who knows the names of functions.
 fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("it is there").count()
+    let all = fs::read_dir("/proc/self/fd").expect("it is there");
+    let is_pipe = |entry: &fs::DirEntry| {
+        let to = fs::read_link(entry.path()).unwrap_or_default();
+        to.to_string_lossy().starts_with("pipe:")
+    };
+    all.flatten().filter(|entry| !is_pipe(entry)).count()
 }
 
 /// The same once nobody opens or closes any: what the NIC had for a connection goes just after that is closed.

@@ -38,6 +38,12 @@ impl Fds {
     pub fn file(&self) -> RawFd {
         self.memory.regions()[0].fd
     }
+
+    /// What it holds.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
 }
 
 /// Octets of the file that comes with regions.
