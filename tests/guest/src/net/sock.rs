@@ -97,6 +97,17 @@ pub(super) struct Sock {
     pub errors: ErrorQueue,
 }
 
+impl Sock {
+    /// Who it is, being in place `at`.
+    #[inline]
+    fn sk_ref(&self, at: usize) -> SkRef {
+        SkRef {
+            at: at as u32,
+            generation: self.generation,
+        }
+    }
+}
+
 /// All sockets.
 #[derive(Debug, Default)]
 pub(super) struct SockTable {
@@ -179,6 +190,13 @@ impl SockTable {
     pub fn mc_ttl(&self, sk: Option<SkRef>) -> u8 {
         let sock = sk.and_then(|sk| self.get(sk.at as usize));
         sock.map_or(1, |sock| sock.mc.ttl)
+    }
+
+    /// What the socket says of fragments, if it is still there.
+    pub fn sk_pmtudisc(&self, sk: SkRef) -> Option<IpPmtudisc> {
+        let sock = self.get(sk.at as usize);
+        sock.filter(|sock| sock.generation == sk.generation)
+            .map(|sock| sock.pmtudisc)
     }
 
     /// The device is done with a packet of that socket.
@@ -469,11 +487,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.counters.snmp.ip_out_discards += 1;
             return Err(Errno::EAGAIN);
         }
-        let sk_ref = SkRef {
-            at: at as u32,
-            generation: sk.generation,
-        };
-        Ok((sk_ref, sk.inet_num, sk.tos))
+        Ok((sk.sk_ref(at), sk.inet_num, sk.tos))
+    }
+
+    /// Who a socket is.
+    pub(super) fn sk_ref(&self, at: usize) -> Result<SkRef, Errno> {
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        Ok(sk.sk_ref(at))
     }
 
     /// Something went wrong that a socket's owner is to hear of, at the next call (`sk_error_report`).

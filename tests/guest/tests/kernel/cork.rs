@@ -1,10 +1,13 @@
 //! Data that waits for more: corked sockets, `MSG_MORE`; against sockets of the machine that the test runs on.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use etherparse::Icmpv4Type;
+use etherparse::icmpv4::DestUnreachableHeader;
 use nic_guest::net::file::{MSG_MORE, MsgFlags};
-use nic_guest::net::{Errno, Fd, IpPmtudisc, Protocol, SockType};
+use nic_guest::net::{Errno, Fd, Ifindex, IpPmtudisc, Protocol, SockType};
+use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockaddrIn, bind, connect, getsockname, recv, send,
@@ -12,12 +15,14 @@ use nix::sys::socket::{
 };
 use proptest::prelude::*;
 
-use crate::common::packets::{read_ip, read_udp};
-use crate::common::world::{Guest, assert_balanced, boot, settle};
+use crate::common::packets::{icmp, read_ip, read_udp};
+use crate::common::world::{FEATURES, Guest, Sent, Setup, assert_balanced, boot, settle};
 use crate::udp::finish_checksum;
 use crate::{PORT, peer, resolve_peer, udp_socket};
 
 const NONE: MsgFlags = MsgFlags::empty();
+/// [`PORT`] of this host.
+const LO_PORT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
 
 #[test]
 fn what_is_sent_with_more_to_come_is_one_datagram() {
@@ -82,11 +87,15 @@ fn a_socket_is_charged_for_what_waits_until_it_is_gone() {
     let more = |kernel: &mut Guest, len: usize| {
         kernel.sendto_flags(fd, &vec![1; len], Some(peer(9)), MSG_MORE)
     };
-    assert_eq!(more(&mut kernel, 12_000), Ok(12_000));
+    // Each fragment is looked at; so it is if nothing is to follow.
+    assert_eq!(more(&mut kernel, 12_000), Err(Errno::ENOBUFS));
+    let at_once = kernel.sendto(fd, &[1; 12_000], Some(peer(9)));
+    assert_eq!(at_once, Err(Errno::ENOBUFS));
+    assert_eq!(more(&mut kernel, 7300), Ok(7300));
     assert_eq!(more(&mut kernel, 10), Ok(10), "still the same fragment");
     assert_eq!(more(&mut kernel, 1480), Err(Errno::ENOBUFS));
     let snmp = kernel.stats().snmp;
-    assert_eq!((snmp.ip_out_discards, snmp.udp_sndbuf_errors), (1, 1));
+    assert_eq!((snmp.ip_out_discards, snmp.udp_sndbuf_errors), (3, 3));
     // All of it is lost, and there is room again.
     assert_eq!(kernel.sendto(fd, b"alone", Some(peer(9))), Ok(5));
     let sent = world.take_sent();
@@ -156,6 +165,162 @@ fn raw_packets_wait_too() {
     );
     assert_eq!(kernel.sendto(fd, b"alone", Some(peer(0))), Ok(5));
     assert_eq!(read_ip(&world.take_sent()[0].frame).payload, b"alone");
+}
+
+#[test]
+fn no_device_is_so_wide_that_a_packet_is_longer_than_it_can_say() {
+    for pmtudisc in [IpPmtudisc::Do, IpPmtudisc::Probe, IpPmtudisc::Interface] {
+        for mtu in [65_536, 200_000] {
+            let (mut kernel, _world) = boot();
+            kernel.dev_set_mtu(Ifindex::LO, mtu).unwrap();
+            let to = udp_socket(&mut kernel, PORT);
+            let fd = udp_socket(&mut kernel, 0);
+            kernel.set_mtu_discover(fd, pmtudisc).unwrap();
+            let mut send =
+                |len, flags| kernel.sendto_flags(fd, &vec![1; len], Some(LO_PORT), flags);
+            for (first, second) in [(65_000, 65_000), (65_000, 508), (0, 65_508)] {
+                assert_eq!(send(first, MSG_MORE), Ok(first));
+                assert_eq!(send(second, MSG_MORE), Err(Errno::EMSGSIZE));
+                assert_eq!(send(65_508, NONE), Err(Errno::EMSGSIZE));
+            }
+            assert_eq!(send(65_000, MSG_MORE), Ok(65_000));
+            assert_eq!(send(507, NONE), Ok(507));
+            settle(&mut kernel);
+            let received = received(&mut kernel, to);
+            let lens: Vec<usize> = received.iter().map(Vec::len).collect();
+            assert_eq!(lens, [65_507]);
+            assert_balanced(&kernel);
+        }
+    }
+}
+
+#[test]
+fn whether_it_may_be_fragmented_is_seen_when_it_is_complete() {
+    for (pmtudisc, fragments, counts) in [
+        (IpPmtudisc::Interface, 3, [0, 0, 1]),
+        (IpPmtudisc::Omit, 3, [0, 0, 1]),
+        (IpPmtudisc::Do, 0, [1, 1, 0]),
+        (IpPmtudisc::Probe, 0, [1, 1, 0]),
+    ] {
+        let (mut kernel, world) = boot();
+        resolve_peer(&mut kernel, &world);
+        let fd = udp_socket(&mut kernel, PORT);
+        kernel.set_udp_cork(fd, true).unwrap();
+        assert_eq!(kernel.sendto(fd, &[1; 3000], Some(peer(9))), Ok(3000));
+        kernel.set_mtu_discover(fd, pmtudisc).unwrap();
+        kernel.set_udp_cork(fd, false).unwrap();
+        let sent = world.take_sent();
+        assert_eq!(sent.len(), fragments, "{pmtudisc:?}");
+        let df = |sent: &Sent| read_ip(&sent.frame).header.dont_fragment;
+        assert!(!sent.iter().any(df), "{pmtudisc:?}");
+        let snmp = kernel.stats().snmp;
+        let counted = [
+            snmp.ip_frag_fails,
+            snmp.ip_out_discards,
+            // One asked for the peer's address.
+            snmp.udp_out_datagrams - 1,
+        ];
+        assert_eq!(counted, counts, "{pmtudisc:?}");
+        settle(&mut kernel);
+        assert_balanced(&kernel);
+    }
+}
+
+#[test]
+fn who_completes_what_the_path_has_become_too_narrow_for_is_told() {
+    for protocol in [Protocol::Udp, Protocol::Raw(99)] {
+        let (mut kernel, _world) = boot();
+        let fd = match protocol {
+            Protocol::Udp => udp_socket(&mut kernel, 0),
+            _ => kernel.socket(SockType::Raw, protocol).unwrap(),
+        };
+        kernel.set_mtu_discover(fd, IpPmtudisc::Do).unwrap();
+        let more = kernel.sendto_flags(fd, &[1; 3000], Some(LO_PORT), MSG_MORE);
+        assert_eq!(more, Ok(3000));
+        kernel.dev_set_mtu(Ifindex::LO, 1500).unwrap();
+        let last = kernel.sendto(fd, b"", Some(LO_PORT));
+        assert_eq!(last, Err(Errno::EMSGSIZE), "{protocol:?}");
+        let snmp = kernel.stats().snmp;
+        let counted = [
+            snmp.ip_frag_fails,
+            snmp.ip_out_discards,
+            snmp.udp_out_datagrams,
+        ];
+        assert_eq!(counted, [1, 1, 0], "{protocol:?}");
+        settle(&mut kernel);
+        assert_balanced(&kernel);
+    }
+}
+
+#[test]
+fn what_is_too_long_is_told_before_what_a_peer_answered() {
+    let (mut kernel, _world) = boot();
+    let fd = udp_socket(&mut kernel, 0);
+    kernel.connect(fd, LO_PORT).unwrap();
+    kernel.set_mtu_discover(fd, IpPmtudisc::Do).unwrap();
+    for flags in [NONE, MSG_MORE] {
+        kernel.sendto(fd, b"anybody?", None).unwrap();
+        settle(&mut kernel);
+        let long = kernel.sendto_flags(fd, &[1; 65_520], None, flags);
+        assert_eq!(long, Err(Errno::EMSGSIZE));
+        let next = kernel.sendto_flags(fd, b"x", None, flags);
+        assert_eq!(next, Err(Errno::ECONNREFUSED));
+    }
+    // Datagrams that are too many are not seen before either.
+    kernel.sendto(fd, b"anybody?", None).unwrap();
+    settle(&mut kernel);
+    for want in [Errno::ECONNREFUSED, Errno::EINVAL] {
+        assert_eq!(kernel.sendto_segments(fd, &[1; 129], None, 1), Err(want));
+    }
+}
+
+#[test]
+fn a_raw_socket_has_twice_its_send_buffer_and_sends_whatever_was_answered() {
+    let (mut kernel, world) = boot();
+    resolve_peer(&mut kernel, &world);
+    let fd = kernel.socket(SockType::Raw, Protocol::Raw(99)).unwrap();
+    kernel.connect(fd, peer(0)).unwrap();
+    kernel.sendto(fd, b"anybody?", None).unwrap();
+    let header = DestUnreachableHeader::Protocol;
+    let message = Icmpv4Type::DestinationUnreachable(header);
+    world.receive(&icmp(&message, &world.take_sent()[0].frame[14..42]));
+    settle(&mut kernel);
+    assert_eq!(kernel.sendto(fd, b"all the same", None), Ok(12));
+    assert_eq!(kernel.recvfrom(fd, &mut []), Err(Errno::ENOPROTOOPT));
+    kernel.set_sndbuf(fd, 1).unwrap();
+    world.hold.set(true);
+    let full = (0..20).find_map(|_| kernel.sendto(fd, &[1; 1000], None).err());
+    assert_eq!(full, Some(Errno::ENOBUFS));
+}
+
+#[test]
+fn what_stands_for_several_is_marked_by_its_whole_length_and_left_to_the_device() {
+    let setup = Setup {
+        features: FEATURES | f::HOST_USO,
+        queue_size: 64,
+        tx_buf_len: None,
+        ..Setup::default()
+    };
+    let (mut kernel, world) = setup.boot();
+    resolve_peer(&mut kernel, &world);
+    let fd = udp_socket(&mut kernel, PORT);
+    let partial = VirtioNetHdr::needs_csum(34, 6);
+    for (len, df) in [(1400, true), (3000, false), (600, true)] {
+        for cork in [false, true] {
+            kernel.set_udp_cork(fd, cork).unwrap();
+            let sent = kernel.sendto_segments(fd, &vec![3; len], Some(peer(9)), 700);
+            assert_eq!(sent, Ok(len));
+            kernel.set_udp_cork(fd, false).unwrap();
+            let sent = world.take_sent();
+            let hdr = match len {
+                600 => partial,
+                _ => partial.with_gso(5, 700, 42),
+            };
+            assert_eq!((sent.len(), sent[0].hdr), (1, hdr), "{len}, {cork}");
+            let header = read_ip(&finish_checksum(&sent[0])).header;
+            assert_eq!(header.dont_fragment, df, "{len}, {cork}");
+        }
+    }
 }
 
 /// What is done with a socket.
@@ -247,7 +412,6 @@ proptest! {
         let to = udp_socket(&mut kernel, PORT);
         kernel.set_rcvbuf(to, 1 << 20).unwrap();
         let from = udp_socket(&mut kernel, 0);
-        let lo = SocketAddrV4::new([127, 0, 0, 1].into(), PORT);
         let mut connected = false;
         for (nth, call) in calls.into_iter().enumerate() {
             match call {
@@ -259,7 +423,7 @@ proptest! {
                     } else {
                         sendto(host.from.as_raw_fd(), &data, &host.addr, flags)
                     };
-                    let ours = kernel.sendto_flags(from, &data, (!connected).then_some(lo), flags);
+                    let ours = kernel.sendto_flags(from, &data, (!connected).then_some(LO_PORT), flags);
                     prop_assert_eq!(ours, theirs, "{} of {} bytes", nth, len);
                 }
                 Call::Cork(on) => {
@@ -277,7 +441,7 @@ proptest! {
                 }
                 Call::Connect => {
                     connect(host.from.as_raw_fd(), &host.addr).unwrap();
-                    kernel.connect(from, lo).unwrap();
+                    kernel.connect(from, LO_PORT).unwrap();
                     connected = true;
                 }
             }
