@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Command;
 
 use etherparse::Icmpv4Type;
 use etherparse::icmpv4::DestUnreachableHeader;
@@ -9,11 +10,13 @@ use nic_guest::net::file::{MSG_MORE, MsgFlags};
 use nic_guest::net::{Errno, Fd, Ifindex, IpPmtudisc, Protocol, SockType};
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockaddrIn, bind, connect, getsockname, recv, send,
     sendto, socket,
 };
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use crate::common::packets::{icmp, read_ip, read_udp};
 use crate::common::world::{FEATURES, Guest, Sent, Setup, assert_balanced, boot, settle};
@@ -328,23 +331,46 @@ fn what_stands_for_several_is_marked_by_its_whole_length_and_left_to_the_device(
 enum Call {
     Send { len: usize, more: bool },
     Cork(bool),
-    Discover(bool),
+    Discover(i32, IpPmtudisc),
     Connect,
 }
 
-fn call() -> impl Strategy<Value = Call> {
+/// What may be sent; `narrow` says that no packet is longer than its MTU has it.
+fn call(narrow: bool) -> impl Strategy<Value = Call> {
     let len = prop_oneof![
         4 => 0..100usize,
         2 => 1000..3000usize,
         1 => 20_000..40_000usize,
         1 => 65_500..65_540usize,
     ];
+    let discover = [
+        (libc::IP_PMTUDISC_WANT, IpPmtudisc::Want),
+        (libc::IP_PMTUDISC_DO, IpPmtudisc::Do),
+        (libc::IP_PMTUDISC_DONT, IpPmtudisc::Dont),
+        (libc::IP_PMTUDISC_OMIT, IpPmtudisc::Omit),
+        (libc::IP_PMTUDISC_PROBE, IpPmtudisc::Probe),
+        (libc::IP_PMTUDISC_INTERFACE, IpPmtudisc::Interface),
+    ];
+    let discover = discover[..if narrow { 6 } else { 4 }].to_vec();
     prop_oneof![
         8 => (len, any::<bool>()).prop_map(|(len, more)| Call::Send { len, more }),
         2 => any::<bool>().prop_map(Call::Cork),
-        1 => any::<bool>().prop_map(Call::Discover),
+        2 => proptest::sample::select(discover).prop_map(|(theirs, ours)| Call::Discover(theirs, ours)),
         1 => Just(Call::Connect),
     ]
+}
+
+/// Runs `test` where this machine's loopback device is as narrow as Ethernet, if that is possible; it is told whether.
+fn on_a_narrow_loopback(test: impl FnOnce(bool) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let narrow = unshare(CloneFlags::CLONE_NEWNET).is_ok() && {
+            let ip = ["link", "set", "lo", "mtu", "1500", "up"];
+            let set = Command::new("ip").args(ip).status();
+            set.expect("ip(8) is there").success()
+        };
+        test(narrow);
+    });
+    thread.join().expect("the test passes");
 }
 
 /// A socket of the machine that the test runs on, and one that it sends to.
@@ -401,52 +427,96 @@ fn received(kernel: &mut Guest, fd: Fd) -> Vec<Vec<u8>> {
     all
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// The same calls give the same results, and the same datagrams come out.
-    #[test]
-    fn sockets_of_this_machine_do_the_same(calls in proptest::collection::vec(call(), 1..24)) {
-        let host = Host::new();
-        let (mut kernel, _world) = boot();
-        let to = udp_socket(&mut kernel, PORT);
-        kernel.set_rcvbuf(to, 1 << 20).unwrap();
-        let from = udp_socket(&mut kernel, 0);
-        let mut connected = false;
-        for (nth, call) in calls.into_iter().enumerate() {
-            match call {
-                Call::Send { len, more } => {
-                    let data = vec![nth as u8; len];
-                    let flags = if more { MSG_MORE } else { NONE };
-                    let theirs = if connected {
-                        send(host.from.as_raw_fd(), &data, flags)
-                    } else {
-                        sendto(host.from.as_raw_fd(), &data, &host.addr, flags)
-                    };
-                    let ours = kernel.sendto_flags(from, &data, (!connected).then_some(LO_PORT), flags);
-                    prop_assert_eq!(ours, theirs, "{} of {} bytes", nth, len);
-                }
-                Call::Cork(on) => {
-                    host.option(libc::SOL_UDP, libc::UDP_CORK, on.into());
-                    kernel.set_udp_cork(from, on).unwrap();
-                }
-                Call::Discover(on) => {
-                    let (value, ours) = if on {
-                        (libc::IP_PMTUDISC_DO, IpPmtudisc::Do)
-                    } else {
-                        (libc::IP_PMTUDISC_WANT, IpPmtudisc::Want)
-                    };
-                    host.option(libc::SOL_IP, libc::IP_MTU_DISCOVER, value);
-                    kernel.set_mtu_discover(from, ours).unwrap();
-                }
-                Call::Connect => {
-                    connect(host.from.as_raw_fd(), &host.addr).unwrap();
-                    kernel.connect(from, LO_PORT).unwrap();
-                    connected = true;
-                }
-            }
-            settle(&mut kernel);
-            prop_assert_eq!(received(&mut kernel, to), host.received(), "after call {}", nth);
-        }
+/// The same calls give the same results, and the same datagrams come out.
+fn compare(calls: Vec<Call>, narrow: bool) -> Result<(), TestCaseError> {
+    let host = Host::new();
+    let (mut kernel, _world) = boot();
+    if narrow {
+        kernel.dev_set_mtu(Ifindex::LO, 1500).unwrap();
     }
+    let to = udp_socket(&mut kernel, PORT);
+    kernel.set_rcvbuf(to, 1 << 20).unwrap();
+    let from = udp_socket(&mut kernel, 0);
+    let mut connected = false;
+    for (nth, call) in calls.into_iter().enumerate() {
+        match call {
+            Call::Send { len, more } => {
+                let data = vec![nth as u8; len];
+                let flags = if more { MSG_MORE } else { NONE };
+                let theirs = if connected {
+                    send(host.from.as_raw_fd(), &data, flags)
+                } else {
+                    sendto(host.from.as_raw_fd(), &data, &host.addr, flags)
+                };
+                let to = (!connected).then_some(LO_PORT);
+                let ours = kernel.sendto_flags(from, &data, to, flags);
+                prop_assert_eq!(ours, theirs, "{} of {} bytes", nth, len);
+            }
+            Call::Cork(on) => {
+                host.option(libc::SOL_UDP, libc::UDP_CORK, on.into());
+                kernel.set_udp_cork(from, on).unwrap();
+            }
+            Call::Discover(theirs, ours) => {
+                host.option(libc::SOL_IP, libc::IP_MTU_DISCOVER, theirs);
+                kernel.set_mtu_discover(from, ours).unwrap();
+            }
+            Call::Connect => {
+                connect(host.from.as_raw_fd(), &host.addr).unwrap();
+                kernel.connect(from, LO_PORT).unwrap();
+                connected = true;
+            }
+        }
+        settle(&mut kernel);
+        let (ours, theirs) = (received(&mut kernel, to), host.received());
+        prop_assert_eq!(ours, theirs, "after call {}", nth);
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_of_this_machine_do_the_same() {
+    on_a_narrow_loopback(|narrow| {
+        let config = ProptestConfig {
+            cases: 96,
+            source_file: Some(file!()),
+            ..ProptestConfig::default()
+        };
+        let calls = proptest::collection::vec(call(narrow), 1..24);
+        let same = TestRunner::new(config).run(&calls, |calls| compare(calls, narrow));
+        same.unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+#[test]
+fn a_full_send_buffer_refuses_what_it_does_on_this_machine() {
+    on_a_narrow_loopback(|narrow| {
+        if !narrow {
+            eprintln!("not tested: no network namespace");
+            return;
+        }
+        let host = Host::new();
+        host.option(libc::SOL_SOCKET, libc::SO_SNDBUF, 1);
+        let (mut kernel, _world) = boot();
+        kernel.dev_set_mtu(Ifindex::LO, 1500).unwrap();
+        let fd = udp_socket(&mut kernel, 0);
+        kernel.set_sndbuf(fd, 1).unwrap();
+        for flags in [MSG_MORE, NONE] {
+            for (len, want) in [
+                (12_000, Err(Errno::ENOBUFS)),
+                (4000, Ok(4000)),
+                (12_000, Err(Errno::ENOBUFS)),
+                (1000, Ok(1000)),
+            ] {
+                let data = vec![1; len];
+                let theirs = sendto(host.from.as_raw_fd(), &data, &host.addr, flags);
+                assert_eq!(theirs, want, "{len}, of this machine");
+                let ours = kernel.sendto_flags(fd, &data, Some(LO_PORT), flags);
+                assert_eq!(ours, want, "{len}");
+                settle(&mut kernel);
+            }
+            let _ = kernel.sendto(fd, b"", Some(LO_PORT));
+            let _ = sendto(host.from.as_raw_fd(), b"", &host.addr, NONE);
+            settle(&mut kernel);
+        }
+    });
 }
