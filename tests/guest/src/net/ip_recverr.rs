@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::icmp::IcmpError;
 use super::skbuff::{Skb, skb_truesize};
+use super::sock::Proto;
 use super::{Errno, Fd, Kernel, Machine};
 use crate::transport::Transport;
 
@@ -52,12 +53,16 @@ pub(super) struct ErrorQueue {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Has a socket keep what becomes of what it sends, or no longer (`IP_RECVERR`).
+    /// Has a socket keep what becomes of what it sends, or no longer (`IP_RECVERR`). Of a stream nothing is kept: its calls
+    /// tell of it.
     ///
     /// # Errors
-    /// EBADF.
+    /// EBADF; ENOPROTOOPT for a packet socket.
     pub fn set_recverr(&mut self, fd: Fd, on: bool) -> Result<(), Errno> {
         let sk = self.sock_mut(fd)?;
+        if sk.sk_prot == Proto::Packet {
+            return Err(Errno::ENOPROTOOPT);
+        }
         sk.errors.wanted = on;
         if on {
             return Ok(());

@@ -6,6 +6,8 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
+use super::file::MsgFlags;
 use super::icmp::{ICMP_ECHO, ICMPHDR_LEN, IPPROTO_ICMP, IcmpError, icmp_checksum};
 use super::ip_input::Iphdr;
 use super::skbuff::Skb;
@@ -19,8 +21,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("ping_v4_sendmsg");
+        datagram_check(data, flags)?;
         let Some((header @ [ICMP_ECHO, 0, ..], rest)) = data.split_first_chunk::<ICMPHDR_LEN>()
         else {
             return Err(Errno::EINVAL);

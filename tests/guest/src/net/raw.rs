@@ -6,6 +6,8 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
+use super::file::{MSG_MORE, MsgFlags};
 use super::icmp::{IPPROTO_ICMP, IcmpError};
 use super::ip_cork::InetCork;
 use super::ip_input::{IPHDR_LEN, Iphdr};
@@ -134,12 +136,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
-        more: bool,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("raw_sendmsg");
-        if data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
+        datagram_check(data, flags)?;
         let (daddr, _) = self.destination(at, to)?;
         let rt = self.ip_route_output_sk(at, daddr)?;
         let cork = self.ip_setup_cork(at, rt, (daddr, 0), 0)?;
@@ -150,7 +150,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return Ok(data.len());
         }
         self.ip_append_pending(at, 0, Some(&cork), data)?;
-        if !more && let Some((skb, mut first)) = self.ip_finish_skb(at) {
+        if !flags.contains(MSG_MORE)
+            && let Some((skb, mut first)) = self.ip_finish_skb(at)
+        {
             // It goes where the last piece does, by the route of the first.
             (first.saddr, first.daddr) = (cork.saddr, cork.daddr);
             self.ip_push_skb(at, skb, &first, protocol)?;

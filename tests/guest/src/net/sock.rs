@@ -33,6 +33,15 @@ pub(super) enum Proto {
     Raw,
 }
 
+/// What an accepted socket has of its listener (`sk_clone_lock`).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Inherited {
+    sk_reuse: bool,
+    sk_reuseport: bool,
+    tos: u8,
+    pmtudisc: IpPmtudisc,
+}
+
 /// A socket that may be gone, or another, when it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SkRef {
@@ -98,6 +107,22 @@ pub(super) struct Sock {
 }
 
 impl Sock {
+    /// What its children have of it; not its priority.
+    pub fn bequeath(&self) -> Inherited {
+        Inherited {
+            sk_reuse: self.sk_reuse,
+            sk_reuseport: self.sk_reuseport,
+            tos: self.tos,
+            pmtudisc: self.pmtudisc,
+        }
+    }
+
+    /// It is a child.
+    pub fn inherit(&mut self, of: Inherited) {
+        (self.sk_reuse, self.sk_reuseport) = (of.sk_reuse, of.sk_reuseport);
+        (self.tos, self.pmtudisc) = (of.tos, of.pmtudisc);
+    }
+
     /// Who it is, being in place `at`.
     #[inline]
     fn sk_ref(&self, at: usize) -> SkRef {

@@ -7,9 +7,11 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
 use super::checksum::{
     CSUM_MANGLED_0, csum_fold, csum_fold_raw, csum_good, csum_partial, csum_tcpudp_nofold,
 };
+use super::file::{MSG_MORE, MsgFlags};
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, IcmpError};
 use super::ip_cork::InetCork;
 use super::ip_input::{IPHDR_LEN, Iphdr};
@@ -215,14 +217,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
         gso_size: u16,
-        more: bool,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("udp_sendmsg");
-        if data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
+        datagram_check(data, flags)?;
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
-        let corkreq = more || sk.corked;
+        let corkreq = flags.contains(MSG_MORE) || sk.corked;
         if sk.pending.is_some() {
             // Wherever it is said to go.
             return self.udp_append_data(at, None, data, corkreq);

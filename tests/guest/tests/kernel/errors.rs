@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use etherparse::Icmpv4Type;
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
-use nic_guest::net::file::{MSG_MORE, PollFlags};
+use nic_guest::net::file::{MSG_MORE, MsgFlags, PollFlags};
 use nic_guest::net::netfilter::{NfHook, NftChain, NftRule, Verdict};
 use nic_guest::net::{
     EeOrigin, Errno, Fd, IpPmtudisc, ProcFile, Protocol, SockExtendedErr, SockType,
@@ -256,6 +256,25 @@ fn a_raw_socket_gets_back_what_it_wrote() {
         (&buf[..len], error.ee_errno),
         (&b"raw data"[..], Errno::ENOPROTOOPT)
     );
+}
+
+#[test]
+fn no_datagram_is_urgent_but_a_stream_takes_it_in_its_order() {
+    let (mut kernel, _world, fd) = guest();
+    let ping = kernel.socket(SockType::Dgram, Protocol::Icmp).unwrap();
+    let raw = kernel.socket(SockType::Raw, Protocol::Raw(99)).unwrap();
+    let urgent = |kernel: &mut Guest, fd, data: &[u8]| {
+        kernel.sendto_flags(fd, data, Some(peer(9)), MsgFlags::MSG_OOB)
+    };
+    let echo = [8, 0, 0, 0, 0, 0, 0, 0];
+    for fd in [fd, ping, raw] {
+        assert_eq!(urgent(&mut kernel, fd, &echo), Err(Errno::EOPNOTSUPP));
+        let long = urgent(&mut kernel, fd, &[8; 70_000]);
+        assert_eq!(long, Err(Errno::EMSGSIZE));
+    }
+    assert_eq!(urgent(&mut kernel, Fd(99), &echo), Err(Errno::EBADF));
+    let stream = kernel.socket(SockType::Stream, Protocol::Tcp).unwrap();
+    assert_eq!(urgent(&mut kernel, stream, b"x"), Err(Errno::EPIPE));
 }
 
 /// A column of `/proc/net/snmp`.
