@@ -33,7 +33,7 @@ pub struct PagePoolStats {
     pub alloc_slow_high_order: u64,
     /// Times that the ring was empty, so that a page had to come from guest memory.
     pub alloc_empty: u64,
-    /// Pages from the ring.
+    /// Times that pages came from the ring, so that the stack had one again.
     pub alloc_refill: u64,
     /// Pages of another node: never.
     pub alloc_waive: u64,
@@ -77,8 +77,8 @@ pub struct Inflight(pub u32);
 #[derive(Debug)]
 struct Page {
     memory: DmaSlice,
-    /// Pieces that did not come back, those that were not given yet among them.
-    pp_ref_count: u32,
+    /// Pieces that did not come back, each a bit, those that were not given yet among them (`pp_ref_count`).
+    out: u64,
 }
 
 /// A pool of pages.
@@ -159,10 +159,7 @@ impl PagePool {
             let (len, align) = (self.page_len, PAGE_SIZE);
             return Err(MemoryError::OutOfMemory { len, align });
         }
-        let page = Some(Page {
-            memory,
-            pp_ref_count: 0,
-        });
+        let page = Some(Page { memory, out: 0 });
         let hole = self.pages.iter().position(Option::is_none);
         let number = hole.unwrap_or(self.pages.len());
         match hole {
@@ -207,7 +204,7 @@ impl PagePool {
         } else {
             self.frag_page = self.alloc_pages()?;
             self.frag_next = 0;
-            self.page(self.frag_page).pp_ref_count = self.frags;
+            self.page(self.frag_page).out = u64::MAX >> (u64::BITS - self.frags);
         }
         let frag = self.frag_page << FRAG_BITS | self.frag_next;
         self.frag_next += 1;
@@ -242,9 +239,10 @@ impl PagePool {
     #[inline]
     pub fn put_frag(&mut self, frag: u32, allow_direct: bool) {
         let number = frag >> FRAG_BITS;
-        let page = self.page(number);
-        page.pp_ref_count -= 1;
-        if page.pp_ref_count == 0 {
+        let (page, piece) = (self.page(number), 1 << (frag & ((1 << FRAG_BITS) - 1)));
+        assert!(page.out & piece != 0, "a piece comes back once");
+        page.out &= !piece;
+        if page.out == 0 {
             self.put_page(number, allow_direct);
         }
     }
@@ -387,6 +385,22 @@ mod tests {
         assert!(matches!(made, Err(MemoryError::OutOfMemory { .. })));
         assert!(guest.allocate(60 << 10, PAGE_SIZE).is_ok());
         assert_eq!(guest.dma_debug().mapped(), 0);
+    }
+
+    #[test]
+    fn a_piece_comes_back_once() {
+        for frags in [1, 2, 64] {
+            let mut pool = pool(PAGE_SIZE / frags, frags, 8);
+            let all: Vec<u32> = (0..frags).map(|_| pool.alloc_frag().unwrap()).collect();
+            pool.put_frag(all[0], true);
+            let again = std::panic::AssertUnwindSafe(|| pool.put_frag(all[0], true));
+            assert!(std::panic::catch_unwind(again).is_err(), "{frags} a page");
+            for frag in &all[1..] {
+                pool.put_frag(*frag, true);
+            }
+            assert_eq!(pool.stats.recycle_cached, 1);
+            assert_eq!(pool.destroy(), Ok(()));
+        }
     }
 
     #[test]
