@@ -275,8 +275,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// # Errors
     /// EBADF; EDESTADDRREQ; EINVAL for port 0, or what is no echo request; ENETUNREACH; EACCES for a
     /// broadcast address without `SO_BROADCAST`; EMSGSIZE beyond 65535 octets with all headers, or beyond the MTU where the
-    /// socket says so; EAGAIN when the send buffer is full, or no port is free; EOPNOTSUPP for a packet socket; and what a
-    /// peer answered to an earlier datagram, once.
+    /// socket says so; EAGAIN when the send buffer is full, or no port is free; ENOBUFS when twice the send buffer has no
+    /// room for its fragments, or for what a raw socket sends; EOPNOTSUPP for a packet socket; and what a peer answered to an
+    /// earlier datagram, once, but not from a raw socket.
     pub fn sendto(
         &mut self,
         fd: Fd,

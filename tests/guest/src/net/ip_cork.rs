@@ -87,7 +87,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         })
     }
 
-    /// Makes a packet of `data` behind `transhdrlen` bytes that its transport is to fill in; nothing waits.
+    /// Makes a packet of `data` behind the IP header and `transhdrlen` bytes that its transport is to fill in; nothing waits.
     ///
     /// # Errors
     /// As [`Self::ip_append_pending`].
@@ -98,16 +98,18 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         transhdrlen: usize,
         data: &[u8],
         cork: &InetCork,
+        protocol: u8,
     ) -> Result<Skb, Errno> {
         let _stage = self.stage("ip_make_skb");
-        if IPHDR_LEN + transhdrlen + data.len() <= cork.mtu() {
+        let mut skb = if IPHDR_LEN + transhdrlen + data.len() <= cork.mtu() {
             let (owner, ..) = self.sock_alloc_send(at)?;
-            return Ok(self.__ip_append_data(transhdrlen, data, Some(owner)));
-        }
-        self.__ip_append_pending(at, transhdrlen, Some(cork), data)?;
-        self.ip_finish_skb(at)
-            .map(|(skb, _)| skb)
-            .ok_or(Errno::EBADF)
+            self.__ip_append_data(transhdrlen, data, Some(owner))
+        } else {
+            self.__ip_append_pending(at, transhdrlen, Some(cork), data)?;
+            self.ip_finish_skb(at).ok_or(Errno::EBADF)?.0
+        };
+        self.ip_finish_header(at, &mut skb, cork, protocol);
+        Ok(skb)
     }
 
     /// Puts data behind what waits, or begins a packet that goes where `cork` says, with room for `transhdrlen` bytes of its

@@ -50,7 +50,10 @@ pub(super) fn checksum_complete(skb: &SkBuff) -> bool {
 /// EMSGSIZE: one is too long; EINVAL: these are too many.
 #[cold]
 fn udp_set_gso(skb: &mut SkBuff, cork: &InetCork) -> Result<(), Errno> {
-    let (len, gso_size) = (skb.len() - UDPHDR_LEN, usize::from(cork.gso_size));
+    let (len, gso_size) = (
+        skb.len() - IPHDR_LEN - UDPHDR_LEN,
+        usize::from(cork.gso_size),
+    );
     if IPHDR_LEN + UDPHDR_LEN + len.min(gso_size) > cork.fragsize {
         return Err(Errno::EMSGSIZE);
     }
@@ -237,7 +240,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if corkreq {
             return self.udp_append_data(at, Some(&cork), data, true);
         }
-        let skb = self.ip_make_skb(at, UDPHDR_LEN, data, &cork);
+        let skb = self.ip_make_skb(at, UDPHDR_LEN, data, &cork, IPPROTO_UDP);
         let skb = skb.inspect_err(|error| self.count_sndbuf_error(*error))?;
         self.udp_send_skb(at, skb, &cork, true)?;
         Ok(data.len())
@@ -270,13 +273,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Sends the datagram that waits, if there is one.
     pub(super) fn udp_push_pending_frames(&mut self, at: usize) -> Result<(), Errno> {
         let _stage = self.stage("udp_push_pending_frames");
-        match self.ip_finish_skb(at) {
-            Some((skb, cork)) => self.udp_send_skb(at, skb, &cork, false),
-            None => Ok(()),
-        }
+        let Some((mut skb, cork)) = self.ip_finish_skb(at) else {
+            return Ok(());
+        };
+        self.ip_finish_header(at, &mut skb, &cork, IPPROTO_UDP);
+        self.udp_send_skb(at, skb, &cork, false)
     }
 
-    /// Writes the headers; the checksum is the device's to finish where it can, unless the datagram came in pieces or goes in
+    /// Writes the header; the checksum is the device's to finish where it can, unless the datagram came in pieces or goes in
     /// fragments.
     #[inline]
     fn udp_send_skb(
@@ -286,14 +290,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         cork: &InetCork,
         at_once: bool,
     ) -> Result<(), Errno> {
+        let _stage = self.stage("udp_send_skb");
         if cork.gso_size != 0
             && let Err(error) = udp_set_gso(&mut skb, cork)
         {
             self.consume_skb(skb);
             return Err(error);
         }
-        self.ip_finish_header(at, &mut skb, cork, IPPROTO_UDP);
-        let _stage = self.stage("udp_send_skb");
         let sport = self.socks.get(at).map_or(0, |sk| sk.inet_num);
         let (rt, dport) = (cork.rt, cork.dport);
         let start = skb.transport_header;
