@@ -7,11 +7,14 @@ use std::time::Duration;
 use common::in_process::InProcess;
 use nic_guest::dma::CONFIG_DMA_API_DEBUG;
 use nic_guest::dma::debug::DmaErrorKind;
+use nic_guest::memory::{GuestMemory, PAGE_SIZE};
 use nic_guest::ring::RingFault;
+use nic_guest::ring::virtqueue::VirtqueueOptions;
+use nic_guest::virtio_net::ctrl::ControlQueue;
 use nic_guest::virtio_net::features as f;
 use nic_guest::virtio_net::header::VirtioNetHdr;
-use nic_guest::virtio_net::rx::RxMode;
-use nic_guest::virtio_net::tx::{TxLayout, XmitError};
+use nic_guest::virtio_net::rx::{ReceiveQueue, RxMode};
+use nic_guest::virtio_net::tx::{SendQueue, TxLayout, XmitError};
 use nic_guest::virtio_net::{ProbeError, ProbeOptions, VirtnetInfo};
 
 const BASE: u64 = f::VERSION_1 | f::MAC | f::STATUS | f::CSUM | f::GUEST_CSUM;
@@ -450,4 +453,53 @@ fn receive_buffers_are_cut_from_pages_that_come_back() {
     let names = stats.ethtool().map(|(name, _)| name);
     assert_eq!(names[..2], ["rx_pp_alloc_fast", "rx_pp_alloc_slow"]);
     nic.remove().unwrap();
+}
+
+#[test]
+fn a_queue_that_there_is_no_memory_for_leaves_none_behind() {
+    let plain = VirtqueueOptions::default();
+    let mut refused = [0; 3];
+    for options in [
+        plain,
+        VirtqueueOptions {
+            packed: true,
+            ..plain
+        },
+        VirtqueueOptions {
+            indirect: 4,
+            ..plain
+        },
+    ] {
+        for pages in 2..80 {
+            let memory = GuestMemory::new(pages * PAGE_SIZE).unwrap();
+            let none_is_taken = || {
+                let most = memory.allocate((pages - 1) * PAGE_SIZE, PAGE_SIZE);
+                assert!(most.is_ok_and(|all| {
+                    memory.release(&all);
+                    true
+                }));
+                assert_eq!(memory.dma_debug().mapped(), 0);
+            };
+            none_is_taken();
+            match ReceiveQueue::new(&memory, 0, 32, BASE, options, 1500, None) {
+                Ok(queue) => queue.release(),
+                Err(_) => refused[0] += 1,
+            }
+            none_is_taken();
+            match SendQueue::new(&memory, 1, 32, BASE, options, 1500, None) {
+                Ok(queue) => queue.release(),
+                Err(_) => refused[1] += 1,
+            }
+            none_is_taken();
+            match ControlQueue::new(&memory, 2, 32, options) {
+                Ok(queue) => queue.release(),
+                Err(_) => refused[2] += 1,
+            }
+            none_is_taken();
+        }
+    }
+    assert!(
+        refused.iter().all(|count| (6..200).contains(count)),
+        "{refused:?}"
+    );
 }

@@ -15,38 +15,41 @@ use common::packets::{
 };
 use common::world::{FEATURES, Guest, MAC, Setup, World};
 use etherparse::Ipv4Header;
+use nic_guest::net::file::MSG_MORE;
 use nic_guest::net::{Errno, Fd, Ifindex, Protocol, SockType};
 use nic_guest::virtio_net::features as f;
 
-/// The system's allocator, and how often each thread called it.
+/// The system's allocator, how often each thread called it, and for how many bytes.
 struct Counting;
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-fn count() {
-    // While a thread ends its counter may be gone, and nobody looks at it.
+fn count(bytes: usize) {
+    // While a thread ends its counters may be gone, and nobody looks at them.
     let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
+    let _ = BYTES.try_with(|all| all.set(all.get() + bytes));
 }
 
 // SAFETY: every call is passed on to the system's allocator as it is; the counter is a plain cell of
 // the thread's and does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promise is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count();
+        count(0);
         // SAFETY: as above; `memory` is the system allocator's.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: as above.
         unsafe { System.realloc(memory, layout, size) }
     }
@@ -342,6 +345,48 @@ fn nor_do_packets_in_fragments() {
         let done = allocations(|| while kernel.step().unwrap() {});
         if round > 1 {
             assert_eq!((calls, done), (0, 0), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_short_datagram_has_a_short_buffer_though_more_was_to_come() {
+    let (mut kernel, _world) = boot();
+    let fd = kernel.socket(SockType::Dgram, Protocol::Udp).unwrap();
+    let lo = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
+    kernel.bind(fd, lo).unwrap();
+    let before = BYTES.get();
+    for _ in 0..100 {
+        kernel.sendto_flags(fd, b"1", Some(lo), MSG_MORE).unwrap();
+        kernel.sendto(fd, b"2", None).unwrap();
+        while kernel.step().unwrap() {}
+    }
+    let pinned = BYTES.get() - before;
+    assert!(pinned < 100 * 4096, "{pinned} bytes for 100 datagrams");
+    let mut buf = [0; 4];
+    for _ in 0..100 {
+        assert_eq!(kernel.recvfrom(fd, &mut buf).unwrap().len, 2);
+    }
+}
+
+#[test]
+fn nor_does_what_waits_for_more() {
+    let (mut kernel, _world) = boot();
+    let fd = kernel.socket(SockType::Dgram, Protocol::Udp).unwrap();
+    let lo = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
+    kernel.bind(fd, lo).unwrap();
+    let (data, mut buf) = ([7; 700], [0; 9000]);
+    for round in 0..10 {
+        let calls = allocations(|| {
+            for _ in 0..10 {
+                kernel.sendto_flags(fd, &data, Some(lo), MSG_MORE).unwrap();
+            }
+            kernel.sendto(fd, &data, None).unwrap();
+            while kernel.step().unwrap() {}
+            assert_eq!(kernel.recvfrom(fd, &mut buf).unwrap().len, 7700);
+        });
+        if round > 1 {
+            assert_eq!(calls, 0, "round {round}");
         }
     }
 }

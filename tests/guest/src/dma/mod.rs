@@ -44,6 +44,22 @@ impl DmaDevice {
         Self(debug_of(memory).map_or(0, |debug| debug.add_device(name())))
     }
 
+    /// The same with `len` bytes of guest memory for its buffers.
+    ///
+    /// # Errors
+    /// When guest memory is full; then there is no device.
+    pub fn allocate(
+        memory: &Arc<GuestMemory>,
+        name: impl FnOnce() -> String,
+        len: usize,
+        align: usize,
+    ) -> Result<(Self, DmaSlice), MemoryError> {
+        let device = Self::new(memory, name);
+        let buffers = DmaSlice::allocate(memory, len, align, device);
+        let buffers = buffers.inspect_err(|_| device.remove(memory))?;
+        Ok((device, buffers))
+    }
+
     /// The device is gone: what is mapped for it still was forgotten (`dma_debug_device_change`).
     pub fn remove(self, memory: &GuestMemory) {
         if let Some(debug) = debug_of(memory) {

@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::file::{MSG_MORE, MsgFlags, PollFlags};
+use super::file::{MsgFlags, PollFlags};
 use super::raw::IPPROTO_RAW;
 use super::route::{RtType, Rtable};
 use super::skbuff::SkBuff;
@@ -100,6 +100,21 @@ impl Received {
             gso_size: 0,
         }
     }
+}
+
+/// What all that send datagrams look at first.
+///
+/// # Errors
+/// EMSGSIZE: no packet is as long; EOPNOTSUPP: it is urgent.
+#[inline]
+pub(super) fn datagram_check(data: &[u8], flags: MsgFlags) -> Result<(), Errno> {
+    if data.len() > 0xffff {
+        return Err(Errno::EMSGSIZE);
+    }
+    if flags.contains(MsgFlags::MSG_OOB) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    Ok(())
 }
 
 /// Which sockets there are (`struct inet_protosw`).
@@ -270,8 +285,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// # Errors
     /// EBADF; EDESTADDRREQ; EINVAL for port 0, or what is no echo request; ENETUNREACH; EACCES for a
     /// broadcast address without `SO_BROADCAST`; EMSGSIZE beyond 65535 octets with all headers, or beyond the MTU where the
-    /// socket says so; EAGAIN when the send buffer is full, or no port is free; EOPNOTSUPP for a packet socket; and what a
-    /// peer answered to an earlier datagram, once.
+    /// socket says so; EAGAIN when the send buffer is full, or no port is free; ENOBUFS when twice the send buffer has no
+    /// room for its fragments, or for what a raw socket sends; EOPNOTSUPP for a packet socket; and what a peer answered to an
+    /// earlier datagram, once, but not from a raw socket.
     pub fn sendto(
         &mut self,
         fd: Fd,
@@ -285,8 +301,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// it, to where the first piece went.
     ///
     /// # Errors
-    /// As [`Self::sendto`]; EOPNOTSUPP with `MSG_OOB`; ENOBUFS where too much waits. Of what does not fit any more
-    /// (EMSGSIZE) nothing is sent, nor of what waits.
+    /// As [`Self::sendto`]; EOPNOTSUPP for a datagram with `MSG_OOB`; ENOBUFS where too much waits. Of what does not fit any more
+    /// (EMSGSIZE) nothing is sent, nor of what waits. (A stream has `MSG_OOB` in its order, and nobody is told that it is urgent.)
     pub fn sendto_flags(
         &mut self,
         fd: Fd,
@@ -306,11 +322,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("__sys_sendto");
-        if flags.contains(MsgFlags::MSG_OOB) {
-            return Err(Errno::EOPNOTSUPP);
-        }
         let prot = self.sock_mut(fd)?.sk_prot;
-        self.inet_sendmsg(fd, prot, data, to, 0, flags.contains(MSG_MORE))
+        self.inet_sendmsg(fd, prot, data, to, 0, flags)
     }
 
     /// A message without what only one call can say.
@@ -322,7 +335,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     ) -> Result<usize, Errno> {
         let _stage = self.stage("sock_sendmsg");
         let prot = self.sock_mut(fd)?.sk_prot;
-        self.inet_sendmsg(fd, prot, data, to, 0, false)
+        self.inet_sendmsg(fd, prot, data, to, 0, MsgFlags::empty())
     }
 
     fn inet_sendmsg(
@@ -332,7 +345,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
         gso_size: u16,
-        more: bool,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("inet_sendmsg");
         let at = self.sockfd_lookup(fd)?;
@@ -342,13 +355,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         match prot {
             Proto::Udp => {
                 self.inet_autobind(fd)?;
-                self.udp_sendmsg(at, data, to, gso_size, more)
+                self.udp_sendmsg(at, data, to, gso_size, flags)
             }
             Proto::Ping => {
                 self.inet_autobind(fd)?;
-                self.ping_v4_sendmsg(at, data, to)
+                self.ping_v4_sendmsg(at, data, to, flags)
             }
-            Proto::Raw => self.raw_sendmsg(at, data, to, more),
+            Proto::Raw => self.raw_sendmsg(at, data, to, flags),
             Proto::Tcp => {
                 let at = self.tcp_sk(fd)?;
                 self.tcp_sendmsg(at, data)
@@ -378,7 +391,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if prot != Proto::Udp {
             return Err(Errno::EOPNOTSUPP);
         }
-        self.inet_sendmsg(fd, prot, data, to, gso_size, false)
+        self.inet_sendmsg(fd, prot, data, to, gso_size, MsgFlags::empty())
     }
 
     /// Has a UDP socket take datagrams that stand for several as one ([`Received::gso_size`]), or in their parts

@@ -156,7 +156,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let mut copy = self.skb_cache.clone_skb(skb);
         copy.pkt_type = pkt_type;
-        if pkt_type != PktType::Outgoing {
+        if pkt_type == PktType::Outgoing {
+            // It came by no queue, and whoever reads it is not to poll one.
+            copy.queue_mapping = 0;
+        } else {
             copy.push::<ETH_HLEN>();
         }
         self.sock_queue_rcv_skb(at, copy, RxDrop::PacketRcvbufErrors);

@@ -4,6 +4,7 @@
 //! In: what routers say of packets that were too long for them. Out: how long packets to a host may be, until that was
 //! long ago. The table is bounded as Linux's: where a bucket is full the oldest makes room.
 
+use super::ip_cork::IP_MAX_MTU;
 use super::route::Rtable;
 use super::sock::SockAddr;
 use super::sysctl_net_ipv4::nanos;
@@ -76,15 +77,15 @@ impl<A: SockAddr> FnheHash<A> {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// The longest packet that takes a route.
+    /// The longest packet that takes a route (`ipv4_mtu`).
     #[inline]
     pub(super) fn dst_mtu(&self, rt: &Rtable) -> usize {
-        let mtu = self.mtu(rt.dev);
-        if rt.pmtu == 0 {
-            mtu
+        let known = if rt.pmtu == 0 {
+            IP_MAX_MTU
         } else {
-            mtu.min(rt.pmtu.into())
-        }
+            rt.pmtu.into()
+        };
+        self.mtu(rt.dev).min(known)
     }
 
     /// A packet to `daddr` was too long on its way, where `mtu` octets pass.

@@ -13,6 +13,7 @@ use super::ip_sockglue::IpPmtudisc;
 use super::netdevice::IFF_LOOPBACK;
 use super::route::{RtType, Rtable};
 use super::skbuff::{IpSummed, PktType, SkBuff, Skb};
+use super::sock::Proto;
 use super::stats::RxDrop;
 use super::tcp::IPPROTO_TCP;
 use super::udp::IPPROTO_UDP;
@@ -82,6 +83,8 @@ pub(super) struct IcmpError {
     pub info: u32,
     /// Who says so.
     pub offender: u32,
+    /// What a socket is charged for the message.
+    pub truesize: usize,
 }
 
 impl IcmpError {
@@ -325,6 +328,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             code,
             info,
             offender: skb.ip.saddr,
+            truesize: skb.truesize,
         };
         self.icmp_socket_deliver(quoted, error);
         true
@@ -369,18 +373,20 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return;
         };
         let (pmtudisc, connected) = (sk.pmtudisc, sk.inet_daddr != 0);
-        let keeps = sk.errors.wanted;
-        if error.is_frag_needed() {
-            if pmtudisc.accepts_pmtu() {
-                self.ip_rt_update_pmtu(to.0, error.info as u16);
-            }
-            if pmtudisc == IpPmtudisc::Dont {
-                return;
-            }
+        let (keeps, raw) = (sk.errors.wanted, sk.sk_prot == Proto::Raw);
+        if error.is_frag_needed() && pmtudisc.accepts_pmtu() {
+            self.ip_rt_update_pmtu(to.0, error.info as u16);
         }
-        let Some((errno, fatal)) = error.errno() else {
+        let Some((errno, mut fatal)) = error.errno() else {
             return;
         };
+        if error.is_frag_needed() && pmtudisc == IpPmtudisc::Dont {
+            // Its packets may be fragmented: a raw socket hears of it if it asks, others do not.
+            if !raw {
+                return;
+            }
+            fatal = false;
+        }
         if keeps {
             self.ip_icmp_error(at, (error, errno), to, payload);
         }

@@ -9,7 +9,7 @@ use smoltcp::socket::tcp::State;
 
 use super::Errno;
 use super::skbuff::{SkBuff, SkbCache};
-use super::sock::LOCAL_PORTS;
+use super::sock::{Inherited, LOCAL_PORTS};
 use super::tcp_sock::{AcceptQueue, Peer, Role, Stack, TcpSock};
 
 /// Connections that no process has any more (`tcp_max_orphans`).
@@ -50,6 +50,7 @@ impl TcpTable {
             remote: (0, 0),
             reuse: false,
             parent: None,
+            inherited: Inherited::default(),
             orphan: false,
             sk_err: None,
             sk_rcvbuf,

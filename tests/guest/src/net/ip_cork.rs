@@ -1,21 +1,22 @@
-//! Data that waits for more before it is a packet (Linux: `struct inet_cork`, `ip_append_data`, `ip_push_pending_frames`,
-//! `ip_flush_pending_frames` in `net/ipv4/ip_output.c`).
+//! Data that waits for more before it is a packet (Linux: `struct inet_cork`, `ip_append_data`, `ip_make_skb`,
+//! `ip_push_pending_frames`, `ip_flush_pending_frames` in `net/ipv4/ip_output.c`).
 //!
-//! In: what a process sends with `MSG_MORE`, or from a socket that is corked (`UDP_CORK`). Out: one packet of all of it, once
-//! something is sent without. The route and the MTU are those of the first piece. What does not fit any more is refused, and
-//! all that waited is lost with it.
+//! In: what processes send by UDP, ping and raw sockets; with `MSG_MORE`, or from a socket that is corked (`UDP_CORK`), it waits. Out:
+//! one packet of all of it, once something is sent without. The route and the MTU are those of the first piece. What does not fit
+//! any more is refused, and all that waited is lost with it.
 
 use super::ip_input::IPHDR_LEN;
+use super::ip_options::ReplyOptions;
 use super::ip_output::Flow;
 use super::route::Rtable;
-use super::skbuff::{MAX_HEADER, Skb, skb_truesize};
+use super::skbuff::{MAX_HEADER, SkBuff, Skb, skb_truesize};
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
 
 /// Longest IP packet (`IP_MAX_MTU`).
-const IP_MAX_MTU: usize = 0xffff;
+pub(super) const IP_MAX_MTU: usize = 0xffff;
 
-/// Where what waits is to go.
+/// Where what a socket sends is to go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InetCork {
     pub rt: Rtable,
@@ -37,17 +38,20 @@ pub(super) struct Pending {
 }
 
 impl InetCork {
-    /// What its IP header says.
-    pub fn flow(&self, protocol: u8, df: bool, id: u16) -> Flow {
-        Flow {
-            saddr: self.saddr,
-            daddr: self.daddr,
-            protocol,
-            tos: self.tos,
-            df,
-            id,
+    /// How long a packet may be before it is fragmented: one that stands for several is taken apart later, and none is longer
+    /// than it can say, whatever the device takes.
+    #[inline]
+    fn mtu(&self) -> usize {
+        match self.gso_size {
+            0 => self.fragsize.min(IP_MAX_MTU),
+            _ => IP_MAX_MTU,
         }
     }
+}
+
+/// How much of a packet each fragment but the last has.
+fn fragment_step(mtu: usize) -> usize {
+    (mtu.saturating_sub(IPHDR_LEN) & !7).max(8)
 }
 
 /// How many fragments a packet is with `len` bytes behind its IP header.
@@ -55,79 +59,148 @@ fn fragments(len: usize, mtu: usize) -> usize {
     if IPHDR_LEN + len <= mtu {
         return 1;
     }
-    len.div_ceil((mtu.saturating_sub(IPHDR_LEN) & !7).max(8))
+    len.div_ceil(fragment_step(mtu))
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Begins a packet with room for `transhdrlen` bytes of its transport (`ip_setup_cork`).
+    /// Where a socket sends to by a route; `gso_size` bytes are in each datagram, unless that is 0.
     ///
     /// # Errors
-    /// As [`Self::sock_alloc_send`].
-    #[cold]
+    /// EBADF.
+    #[inline]
     pub(super) fn ip_setup_cork(
+        &self,
+        at: usize,
+        rt: Rtable,
+        (daddr, dport): (u32, u16),
+        gso_size: u16,
+    ) -> Result<InetCork, Errno> {
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        Ok(InetCork {
+            saddr: self.source(at, &rt),
+            fragsize: self.ip_sk_mtu(sk.pmtudisc, &rt),
+            rt,
+            daddr,
+            dport,
+            tos: sk.tos,
+            gso_size,
+        })
+    }
+
+    /// Makes a packet of `data` behind the IP header and `transhdrlen` bytes that its transport is to fill in; nothing waits.
+    ///
+    /// # Errors
+    /// As [`Self::ip_append_pending`].
+    #[inline]
+    pub(super) fn ip_make_skb(
         &mut self,
         at: usize,
         transhdrlen: usize,
-        (rt, daddr, dport): (Rtable, u32, u16),
-        gso_size: u16,
-    ) -> Result<(), Errno> {
-        let (owner, _, tos) = self.sock_alloc_send(at)?;
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
-        let cork = InetCork {
-            rt,
-            saddr: self.source(at, &rt),
-            daddr,
-            dport,
-            tos,
-            gso_size,
-            // No packet is longer, whatever lo may send.
-            fragsize: self.ip_sk_mtu(pmtudisc, &rt).min(IP_MAX_MTU),
+        data: &[u8],
+        cork: &InetCork,
+        protocol: u8,
+    ) -> Result<Skb, Errno> {
+        let _stage = self.stage("ip_make_skb");
+        let mut skb = if IPHDR_LEN + transhdrlen + data.len() <= cork.mtu() {
+            let (owner, ..) = self.sock_alloc_send(at)?;
+            self.__ip_append_data(transhdrlen, data, Some(owner))
+        } else {
+            self.__ip_append_pending(at, transhdrlen, Some(cork), data)?;
+            self.ip_finish_skb(at).ok_or(Errno::EBADF)?.0
         };
-        // It has room for the longest, and its socket is charged for what is in it.
-        let (headroom, room) = (MAX_HEADER - transhdrlen, IP_MAX_MTU - IPHDR_LEN);
-        let charged = skb_truesize(MAX_HEADER);
-        let mut skb = self.skb_cache.alloc_charged(headroom, room, charged);
-        skb.transport_header = skb.headroom();
-        skb.put(transhdrlen);
-        self.skb_set_owner_w(&mut skb, owner);
-        if let Some(sk) = self.socks.get_mut(at) {
-            sk.pending = Some(Pending { cork, skb });
-        }
-        Ok(())
+        self.ip_finish_header(at, &mut skb, cork, protocol);
+        Ok(skb)
     }
 
-    /// Puts data behind what waits (`__ip_append_data`).
+    /// Puts data behind what waits, or begins a packet that goes where `cork` says, with room for `transhdrlen` bytes of its
+    /// transport. Where that fails, what waited is lost.
     ///
     /// # Errors
-    /// EMSGSIZE: the packet would be too long; ENOBUFS: twice the send buffer waits; EINVAL: nothing waits.
+    /// EMSGSIZE: the packet would be too long; ENOBUFS: twice the send buffer waits; EINVAL: nothing waits. Where a transport
+    /// begins, also those of [`Self::sock_alloc_send`].
+    pub(super) fn ip_append_pending(
+        &mut self,
+        at: usize,
+        transhdrlen: usize,
+        cork: Option<&InetCork>,
+        data: &[u8],
+    ) -> Result<(), Errno> {
+        let _stage = self.stage("ip_append_data");
+        self.__ip_append_pending(at, transhdrlen, cork, data)
+    }
+
     #[cold]
-    pub(super) fn ip_append_pending(&mut self, at: usize, data: &[u8]) -> Result<(), Errno> {
+    fn __ip_append_pending(
+        &mut self,
+        at: usize,
+        transhdrlen: usize,
+        cork: Option<&InetCork>,
+        data: &[u8],
+    ) -> Result<(), Errno> {
         let _stage = self.stage("__ip_append_data");
-        let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
-        let Pending { cork, skb } = sk.pending.as_mut().ok_or(Errno::EINVAL)?;
-        let mtu = match cork.gso_size {
-            0 => cork.fragsize,
-            _ => IP_MAX_MTU,
+        let appended = self.append_pending(at, transhdrlen, cork, data);
+        appended.inspect_err(|_| self.ip_flush_pending_frames(at))
+    }
+
+    fn append_pending(
+        &mut self,
+        at: usize,
+        transhdrlen: usize,
+        cork: Option<&InetCork>,
+        data: &[u8],
+    ) -> Result<(), Errno> {
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        let (cork, before, added, had) = match &sk.pending {
+            Some(Pending { cork, skb }) => {
+                let had = fragments(skb.len(), cork.mtu());
+                (*cork, skb.len(), data.len(), had)
+            }
+            None => {
+                let added = transhdrlen + data.len();
+                (*cork.ok_or(Errno::EINVAL)?, 0, added, 0)
+            }
         };
+        let (mtu, after) = (cork.mtu(), before + added);
         let longest = if sk.pmtudisc.ignores_df() {
             IP_MAX_MTU
         } else {
             mtu
         };
-        let (before, after) = (skb.len(), skb.len() + data.len());
         if IPHDR_LEN + after > longest {
-            let to = (cork.daddr, cork.dport);
-            self.ip_local_error(at, to, mtu);
+            self.ip_local_error(at, cork.daddr, mtu);
             return Err(Errno::EMSGSIZE);
         }
-        // Linux has an skb for each fragment that it is going to be.
-        let more = fragments(after, mtu) - fragments(before, mtu);
-        if more > 0 && sk.sk_wmem_alloc > 2 * sk.sk_sndbuf {
-            self.counters.snmp.ip_out_discards += 1;
-            return Err(Errno::ENOBUFS);
+        // Linux has an skb for each fragment that it is going to be. The first is the transport's affair; for each other there is
+        // to be room, of which the last has the least.
+        let (mut looked_at, has) = (had, fragments(after, mtu));
+        if had == 0 && transhdrlen > 0 {
+            self.sock_alloc_send(at)?;
+            looked_at = 1;
         }
-        let charged = more * skb_truesize(MAX_HEADER) + data.len();
+        let overhead = skb_truesize(MAX_HEADER);
+        let owner = self.sk_ref(at)?;
+        let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
+        if has > looked_at {
+            let others = (has - 1 - had) * overhead
+                + ((has - 1) * fragment_step(mtu)).saturating_sub(before);
+            if sk.sk_wmem_alloc + others > 2 * sk.sk_sndbuf {
+                self.counters.snmp.ip_out_discards += 1;
+                return Err(Errno::ENOBUFS);
+            }
+        }
+        let charged = (has - had) * overhead + data.len();
         sk.sk_wmem_alloc += charged;
+        let priority = sk.sk_priority;
+        let pending = sk.pending.get_or_insert_with(|| {
+            let headroom = MAX_HEADER - transhdrlen;
+            let mut skb = self.skb_cache.alloc_charged(headroom, added, 0);
+            skb.transport_header = skb.headroom();
+            skb.put(transhdrlen);
+            (skb.sk, skb.priority) = (Some(owner), priority);
+            Pending { cork, skb }
+        });
+        let skb = &mut pending.skb;
+        self.skb_cache.expand_tail(skb, data.len());
         skb.truesize += charged;
         skb.put(data.len()).copy_from_slice(data);
         self.changed("sk_write_queue", || format!("{before} -> {after} bytes"));
@@ -145,5 +218,44 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if let Some((skb, _)) = self.ip_finish_skb(at) {
             self.consume_skb(skb);
         }
+    }
+
+    /// Writes the IP header of what a socket sends, as the socket wants it now.
+    #[inline]
+    pub(super) fn ip_finish_header(
+        &mut self,
+        at: usize,
+        skb: &mut SkBuff,
+        cork: &InetCork,
+        protocol: u8,
+    ) {
+        let pmtudisc = self.socks.get(at).map(|sk| sk.pmtudisc);
+        let flow = Flow {
+            saddr: cork.saddr,
+            daddr: cork.daddr,
+            protocol,
+            tos: cork.tos,
+            df: self.ip_dont_fragment(
+                pmtudisc.unwrap_or_default(),
+                &cork.rt,
+                IPHDR_LEN + skb.len(),
+            ),
+            id: self.ip_select_ident(),
+        };
+        self.__ip_make_skb(skb, &flow, &ReplyOptions::NONE);
+        self.ip_select_ttl(&cork.rt, skb);
+    }
+
+    /// Sends what waited at a ping or a raw socket.
+    pub(super) fn ip_push_skb(
+        &mut self,
+        at: usize,
+        mut skb: Skb,
+        cork: &InetCork,
+        protocol: u8,
+    ) -> Result<(), Errno> {
+        let _stage = self.stage("ip_push_pending_frames");
+        self.ip_finish_header(at, &mut skb, cork, protocol);
+        self.ip_send_skb(skb, cork.rt)
     }
 }

@@ -13,6 +13,7 @@ use super::dev::skb_checksum_help;
 use super::eth::{ETH_HLEN, ETH_P_IP, eth_header};
 use super::gso::{skb_gso_network_seglen, skb_gso_segment};
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED, IPPROTO_ICMP};
+use super::ip_cork::IP_MAX_MTU;
 use super::ip_input::{IP_DF, IP_MF, IPHDR_LEN};
 use super::ip_options::{ReplyOptions, ip_options_fragment};
 use super::netdevice::{IFF_LOOPBACK, Ifindex};
@@ -74,21 +75,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         first
     }
 
-    /// Makes a packet of `data` behind `transhdrlen` bytes that its transport is to fill in.
-    pub(super) fn ip_make_skb(
-        &mut self,
-        transhdrlen: usize,
-        data: &[u8],
-        flow: &Flow,
-        owner: Option<SkRef>,
-    ) -> Skb {
-        let _stage = self.stage("ip_make_skb");
-        let mut skb = self.__ip_append_data(transhdrlen, data, owner);
-        self.__ip_make_skb(&mut skb, flow, &ReplyOptions::NONE);
-        skb
-    }
-
     /// A buffer with the data in it; who sends it is charged.
+    #[inline]
     pub(super) fn __ip_append_data(
         &mut self,
         transhdrlen: usize,
@@ -242,8 +230,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.ip_mc_output(&skb, &rt);
         }
         let skb = self.nf_hook_out(NfHook::PostRouting, skb)?;
-        self.ip_finish_output(skb, rt);
-        Ok(())
+        self.ip_finish_output(skb, rt)
     }
 
     /// A packet for many is for this host as well, if it is in the group: it gets a copy.
@@ -289,63 +276,77 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     }
 
     #[inline]
-    fn ip_finish_output(&mut self, skb: Skb, rt: Rtable) {
+    fn ip_finish_output(&mut self, skb: Skb, rt: Rtable) -> Result<(), Errno> {
         let _stage = self.stage("ip_finish_output");
-        self.__ip_finish_output(skb, rt);
+        self.__ip_finish_output(skb, rt)
     }
 
     #[inline]
-    fn __ip_finish_output(&mut self, skb: Skb, rt: Rtable) {
+    fn __ip_finish_output(&mut self, skb: Skb, rt: Rtable) -> Result<(), Errno> {
         let _stage = self.stage("__ip_finish_output");
-        let mtu = self.dst_mtu(&rt);
-        if skb.len() > mtu {
-            if skb.gso_size == 0 {
+        if skb.len() > self.dst_mtu(&rt) {
+            let mtu = self.ip_skb_dst_mtu(&skb, &rt);
+            if skb.gso_size == 0 && skb.len() > mtu {
                 return self.ip_fragment(skb, rt, mtu);
             }
-            if skb_gso_network_seglen(&skb) > mtu {
+            if skb.gso_size != 0 && skb_gso_network_seglen(&skb) > mtu {
                 return self.ip_finish_output_gso(skb, rt, mtu);
             }
         }
         self.ip_finish_output2(skb, rt);
+        Ok(())
+    }
+
+    /// The longest packet that leaves as it is: who sent it may not heed the path's MTU.
+    #[cold]
+    fn ip_skb_dst_mtu(&self, skb: &SkBuff, rt: &Rtable) -> usize {
+        match skb.sk.and_then(|sk| self.socks.sk_pmtudisc(sk)) {
+            Some(pmtudisc) => self.ip_sk_mtu(pmtudisc, rt).min(IP_MAX_MTU),
+            None => self.dst_mtu(rt),
+        }
     }
 
     /// A packet that stands for several which are too long each: forwarded, since of those made here the transport
     /// sees to that.
     #[cold]
-    fn ip_finish_output_gso(&mut self, skb: Skb, rt: Rtable, mtu: usize) {
+    fn ip_finish_output_gso(&mut self, skb: Skb, rt: Rtable, mtu: usize) -> Result<(), Errno> {
         let _stage = self.stage("ip_finish_output_gso");
         let mut list = VecDeque::new();
         let segmenting = self.stage("skb_gso_segment");
         let done = skb_gso_segment(&mut self.skb_cache, skb, false, &mut list);
         drop(segmenting);
         if let Err(skb) = done {
-            return self.drop_tx(skb, TxDrop::SkbGsoSeg);
+            self.drop_tx(skb, TxDrop::SkbGsoSeg);
+            return Err(Errno::EINVAL);
         }
+        let mut all = Ok(());
         for skb in list {
             // The last may be short.
             if skb.len() > mtu {
-                self.ip_fragment(skb, rt, mtu);
+                all = all.and(self.ip_fragment(skb, rt, mtu));
             } else {
                 self.ip_finish_output2(skb, rt);
             }
         }
+        all
     }
 
     /// A packet that is too long: in fragments, unless it is not to be.
     #[cold]
-    fn ip_fragment(&mut self, skb: Skb, rt: Rtable, mtu: usize) {
+    fn ip_fragment(&mut self, skb: Skb, rt: Rtable, mtu: usize) -> Result<(), Errno> {
         let _stage = self.stage("ip_fragment");
         if frag_off(&skb) & IP_DF != 0 {
             self.counters.snmp.ip_frag_fails += 1;
             self.icmp_send(&skb, ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED, mtu as u32);
-            return self.drop_tx(skb, TxDrop::IpFragFails);
+            self.drop_tx(skb, TxDrop::IpFragFails);
+            return Err(Errno::EMSGSIZE);
         }
-        self.ip_do_fragment(skb, rt, mtu);
+        self.ip_do_fragment(skb, rt, mtu)
     }
 
     /// Sends a packet in pieces of up to `mtu` octets, each with the header. Of the whole nobody after this host could
     /// make the transport's checksum.
-    fn ip_do_fragment(&mut self, mut skb: Skb, rt: Rtable, mtu: usize) {
+    fn ip_do_fragment(&mut self, mut skb: Skb, rt: Rtable, mtu: usize) -> Result<(), Errno> {
         let _stage = self.stage("ip_do_fragment");
         let summed = skb.ip_summed != IpSummed::Partial || skb_checksum_help(&mut skb);
         let hlen = usize::from(skb.data()[0] & 0xf) * 4;
@@ -353,7 +354,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let step = mtu.saturating_sub(hlen) & !7;
         if !summed || step == 0 || hlen < IPHDR_LEN || skb.len() < hlen {
             self.counters.snmp.ip_frag_fails += 1;
-            return self.drop_tx(skb, TxDrop::IpFragFails);
+            self.drop_tx(skb, TxDrop::IpFragFails);
+            return Err(Errno::EINVAL);
         }
         let owner = skb.sk;
         let end = skb.len();
@@ -377,6 +379,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
             ip_send_check(&mut bytes[..hlen]);
             fragment.inherit(&skb);
+            fragment.queue_mapping = 0;
             fragment.reset_network_header();
             if let Some(sk) = owner {
                 self.skb_set_owner_w(&mut fragment, sk);
@@ -386,6 +389,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         self.counters.snmp.ip_frag_oks += 1;
         self.consume_skb(skb);
+        Ok(())
     }
 
     /// To the neighbour that the route names.

@@ -8,9 +8,13 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::icmp::IcmpError;
-use super::skbuff::Skb;
+use super::skbuff::{Skb, skb_truesize};
+use super::sock::Proto;
 use super::{Errno, Fd, Kernel, Machine};
 use crate::transport::Transport;
+
+/// Room in the shortest buffers of Linux (`SKB_SMALL_HEAD_SIZE`), of which it takes one for an error of its own.
+const SMALL_HEAD: usize = 256;
 
 /// Who says so (`SO_EE_ORIGIN_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,12 +53,16 @@ pub(super) struct ErrorQueue {
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
-    /// Has a socket keep what becomes of what it sends, or no longer (`IP_RECVERR`).
+    /// Has a socket keep what becomes of what it sends, or no longer (`IP_RECVERR`). Of a stream nothing is kept: its calls
+    /// tell of it.
     ///
     /// # Errors
-    /// EBADF.
+    /// EBADF; ENOPROTOOPT for a packet socket.
     pub fn set_recverr(&mut self, fd: Fd, on: bool) -> Result<(), Errno> {
         let sk = self.sock_mut(fd)?;
+        if sk.sk_prot == Proto::Packet {
+            return Err(Errno::ENOPROTOOPT);
+        }
         sk.errors.wanted = on;
         if on {
             return Ok(());
@@ -102,7 +110,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     ) {
         let _stage = self.stage("ip_icmp_error");
         let (ee_type, ee_code) = error.type_and_code();
-        let error = SockExtendedErr {
+        let kept = SockExtendedErr {
             ee_errno,
             ee_origin: EeOrigin::Icmp,
             ee_type,
@@ -111,12 +119,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             offender: Some(Ipv4Addr::from_bits(error.offender)),
             addr: SocketAddrV4::new(to.0.into(), to.1),
         };
-        self.sock_queue_err_skb(at, error, payload);
+        self.sock_queue_err_skb(at, kept, payload, error.truesize);
     }
 
-    /// A packet to `to` is longer than the `mtu` octets that pass, and its socket keeps errors (`ip_local_error`).
+    /// A packet to `daddr` is longer than the `mtu` octets that pass (`ip_local_error`); the port is that of the connection, if the
+    /// socket has one.
     #[cold]
-    pub(super) fn ip_local_error(&mut self, at: usize, to: (u32, u16), mtu: usize) {
+    pub(super) fn ip_local_error(&mut self, at: usize, daddr: u32, mtu: usize) {
+        let dport = self.socks.get(at).map_or(0, |sk| sk.inet_dport);
         let error = SockExtendedErr {
             ee_errno: Errno::EMSGSIZE,
             ee_origin: EeOrigin::Local,
@@ -124,20 +134,27 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             ee_code: 0,
             ee_info: mtu as u32,
             offender: None,
-            addr: SocketAddrV4::new(to.0.into(), to.1),
+            addr: SocketAddrV4::new(daddr.into(), dport),
         };
-        self.sock_queue_err_skb(at, error, &[]);
+        self.sock_queue_err_skb(at, error, &[], skb_truesize(SMALL_HEAD));
     }
 
-    fn sock_queue_err_skb(&mut self, at: usize, error: SockExtendedErr, payload: &[u8]) {
+    /// Keeps an error, for which the socket is charged as for the message that told of it.
+    fn sock_queue_err_skb(
+        &mut self,
+        at: usize,
+        error: SockExtendedErr,
+        payload: &[u8],
+        truesize: usize,
+    ) {
         let Some(sk) = self.socks.get_mut(at).filter(|sk| sk.errors.wanted) else {
             return;
         };
-        let mut skb = self.skb_cache.alloc(0, payload.len());
-        if sk.sk_rmem_alloc + skb.truesize >= sk.sk_rcvbuf {
-            return self.skb_cache.put(skb);
+        if sk.sk_rmem_alloc + truesize >= sk.sk_rcvbuf {
+            return;
         }
-        sk.sk_rmem_alloc += skb.truesize;
+        sk.sk_rmem_alloc += truesize;
+        let mut skb = self.skb_cache.alloc_charged(0, payload.len(), truesize);
         skb.put(payload.len()).copy_from_slice(payload);
         sk.errors.queue.push_back((error, skb));
         self.changed("sk_error_queue", || format!("{:?}", error.ee_errno));

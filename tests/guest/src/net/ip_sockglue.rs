@@ -63,7 +63,7 @@ impl IpPmtudisc {
     }
 
     /// Whether the path's MTU counts (`ip_sk_use_pmtu`).
-    fn uses_pmtu(self) -> bool {
+    pub(super) fn uses_pmtu(self) -> bool {
         matches!(self, Self::Dont | Self::Want | Self::Do)
     }
 
@@ -95,26 +95,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     /// Whether a packet of `len` octets with all headers is to be marked "do not fragment"
     /// (`ip_dont_fragment`, `__ip_make_skb`).
-    ///
-    /// # Errors
-    /// EMSGSIZE: it is too long, and its socket does not want it fragmented here.
     #[inline]
-    pub(super) fn ip_dont_fragment(
-        &self,
-        pmtudisc: IpPmtudisc,
-        rt: &Rtable,
-        len: usize,
-    ) -> Result<bool, Errno> {
-        let fits = len <= self.ip_sk_mtu(pmtudisc, rt);
-        if !fits && !pmtudisc.ignores_df() {
-            return Err(Errno::EMSGSIZE);
-        }
-        Ok(match pmtudisc {
+    pub(super) fn ip_dont_fragment(&self, pmtudisc: IpPmtudisc, rt: &Rtable, len: usize) -> bool {
+        match pmtudisc {
             IpPmtudisc::Do | IpPmtudisc::Probe => true,
-            IpPmtudisc::Want => fits && !rt.pmtu_locked,
+            IpPmtudisc::Want => !rt.pmtu_locked && len <= self.dst_mtu(rt),
             IpPmtudisc::Dont | IpPmtudisc::Interface | IpPmtudisc::Omit => false,
-        })
+        }
     }
+
     /// Joins a group, on a device or on that of the route to it (`IP_ADD_MEMBERSHIP`).
     ///
     /// # Errors

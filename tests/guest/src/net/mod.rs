@@ -26,7 +26,7 @@
 //!        -> igmp_rcv; raw_local_deliver                                 igmp, raw
 //!        -> tcp_v4_rcv -> the connection, a listener, or a reset        tcp_ipv4, tcp_sock
 //! recvfrom, sendto, read, write, sendmsg, recvmsg                       af_inet, file
-//!   -> udp_sendmsg -> ip_make_skb -> udp_send_skb                       udp, ip_output
+//!   -> udp_sendmsg -> ip_make_skb -> udp_send_skb                       udp, ip_cork
 //!      (with more to come: ip_append_data, udp_push_pending_frames)      udp, ip_cork
 //!   -> tcp_sendmsg -> __tcp_transmit_skb -> ip_queue_xmit               tcp, tcp_output, ip_output
 //!   -> udpv6_sendmsg -> ip6_make_skb -> ip6_output -> ip6_finish_output2 af_inet6, udp6, ip6_output
@@ -61,7 +61,7 @@
 //! | | Send | Where |
 //! |---|---|---|
 //! | 1, 2 | `socket`, `sendto`, `write`, `sendmsg`, `inet_autobind` | `af_inet`, `file` |
-//! | 3 | route, `ip_make_skb` or data that waits, checksum or the device's affair; TCP's segments | `udp`, `ip_cork`, `route`, `fib`, `devinet`, `tcp_output` |
+//! | 3 | route, `ip_make_skb`, checksum or the device's affair; TCP's segments | `udp`, `ip_cork`, `route`, `fib`, `devinet`, `tcp_output` |
 //! | 4 | `ip_output`, hooks; fragmentation, path MTU | `ip_output`, `netfilter`, `fib_nh_exception` |
 //! | 5 | neighbour: resolved, or an ARP request and the packet waits | `neighbour`, `neigh_table`, `arp` |
 //! | 6, 7 | `__dev_queue_xmit`, choice of a queue, queueing discipline, segments | `dev`, `xps`, `sch_generic`, `sch_api`, `sch_*`, `gso` |

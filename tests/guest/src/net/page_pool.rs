@@ -35,7 +35,7 @@ pub struct PagePoolStats {
     pub alloc_slow_high_order: u64,
     /// Times that the ring was empty, so that a page had to come from guest memory.
     pub alloc_empty: u64,
-    /// Pages from the ring.
+    /// Times that pages came from the ring, so that the stack had one again.
     pub alloc_refill: u64,
     /// Pages of another node: never.
     pub alloc_waive: u64,

@@ -6,10 +6,10 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
+use super::file::MsgFlags;
 use super::icmp::{ICMP_ECHO, ICMPHDR_LEN, IPPROTO_ICMP, IcmpError, icmp_checksum};
-use super::ip_input::{IPHDR_LEN, Iphdr};
-use super::ip_options::ReplyOptions;
-use super::ip_output::Flow;
+use super::ip_input::Iphdr;
 use super::skbuff::Skb;
 use super::stats::RxDrop;
 use super::{Errno, Kernel, Machine, Received};
@@ -21,34 +21,27 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("ping_v4_sendmsg");
-        let Some([ICMP_ECHO, 0, ..]) = data.first_chunk::<ICMPHDR_LEN>() else {
+        datagram_check(data, flags)?;
+        let Some((header @ [ICMP_ECHO, 0, ..], rest)) = data.split_first_chunk::<ICMPHDR_LEN>()
+        else {
             return Err(Errno::EINVAL);
         };
         let (daddr, _) = self.destination(at, to)?;
         let rt = self.ip_route_output_sk(at, daddr);
         let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
-        let len = IPHDR_LEN + data.len();
-        if len > 0xffff {
-            return Err(Errno::EMSGSIZE);
+        let cork = self.ip_setup_cork(at, rt, (daddr, 0), 0)?;
+        self.ip_append_pending(at, ICMPHDR_LEN, Some(&cork), rest)?;
+        let ident = self.socks.get(at).ok_or(Errno::EBADF)?.inet_num;
+        if let Some((mut skb, cork)) = self.ip_finish_skb(at) {
+            let message = skb.data_mut();
+            message[..ICMPHDR_LEN].copy_from_slice(header);
+            message[4..6].copy_from_slice(&ident.to_be_bytes());
+            icmp_checksum(message);
+            self.ip_push_skb(at, skb, &cork, IPPROTO_ICMP)?;
         }
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
-        let df = self.ip_dont_fragment(pmtudisc, &rt, len)?;
-        let (sk, ident, tos) = self.sock_alloc_send(at)?;
-        let mut skb = self.ip_append_data(data, Some(sk));
-        let message = skb.data_mut();
-        message[4..6].copy_from_slice(&ident.to_be_bytes());
-        icmp_checksum(message);
-        let flow = Flow {
-            saddr: self.source(at, &rt),
-            daddr,
-            protocol: IPPROTO_ICMP,
-            tos,
-            df,
-            id: self.ip_select_ident(),
-        };
-        self.ip_push_pending_frames(skb, rt, &flow, &ReplyOptions::NONE)?;
         Ok(data.len())
     }
 

@@ -6,14 +6,15 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
+use super::file::{MSG_MORE, MsgFlags};
 use super::icmp::{IPPROTO_ICMP, IcmpError};
+use super::ip_cork::InetCork;
 use super::ip_input::{IPHDR_LEN, Iphdr};
-use super::ip_options::ReplyOptions;
-use super::ip_output::{Flow, ip_send_check};
+use super::ip_output::ip_send_check;
 use super::netfilter::NfHook;
-use super::route::Rtable;
 use super::skbuff::{NET_SKB_PAD, SkBuff};
-use super::sock::{Proto, Sock};
+use super::sock::{Proto, SkRef, Sock};
 use super::stats::RxDrop;
 use super::{Errno, Fd, Kernel, Machine, Received};
 use crate::transport::Transport;
@@ -135,101 +136,63 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         at: usize,
         data: &[u8],
         to: Option<SocketAddrV4>,
-        more: bool,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("raw_sendmsg");
-        if data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
+        datagram_check(data, flags)?;
         let (daddr, _) = self.destination(at, to)?;
         let rt = self.ip_route_output_sk(at, daddr)?;
-        let saddr = self.source(at, &rt);
+        let cork = self.ip_setup_cork(at, rt, (daddr, 0), 0)?;
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
-        let (hdrincl, pmtudisc, protocol) = (sk.raw.hdrincl, sk.pmtudisc, sk.inet_num as u8);
-        let pending = sk.pending.is_some();
-        if hdrincl {
-            self.raw_send_hdrinc(at, data, saddr, rt)?;
+        let protocol = sk.inet_num as u8;
+        if sk.raw.hdrincl {
+            self.raw_send_hdrinc(at, data, &cork)?;
             return Ok(data.len());
         }
-        if more || pending {
-            self.raw_append_data(at, data, (rt, saddr, daddr), protocol, more)?;
-            return Ok(data.len());
+        self.ip_append_pending(at, 0, Some(&cork), data)?;
+        if !flags.contains(MSG_MORE)
+            && let Some((skb, mut first)) = self.ip_finish_skb(at)
+        {
+            // It goes where the last piece does, by the route of the first.
+            (first.saddr, first.daddr) = (cork.saddr, cork.daddr);
+            self.ip_push_skb(at, skb, &first, protocol)?;
         }
-        let len = IPHDR_LEN + data.len();
-        if len > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
-        let df = self.ip_dont_fragment(pmtudisc, &rt, len)?;
-        let (owner, _, tos) = self.sock_alloc_send(at)?;
-        let skb = self.ip_append_data(data, Some(owner));
-        let flow = Flow {
-            saddr,
-            daddr,
-            protocol,
-            tos,
-            df,
-            id: self.ip_select_ident(),
-        };
-        self.ip_push_pending_frames(skb, rt, &flow, &ReplyOptions::NONE)?;
         Ok(data.len())
     }
 
-    /// Data for a packet that waits, which is complete unless there is more: it goes where the last piece does, by the route of
-    /// the first.
-    #[cold]
-    fn raw_append_data(
-        &mut self,
-        at: usize,
-        data: &[u8],
-        (rt, saddr, daddr): (Rtable, u32, u32),
-        protocol: u8,
-        more: bool,
-    ) -> Result<(), Errno> {
-        let _stage = self.stage("ip_append_data");
-        if self.socks.get(at).is_some_and(|sk| sk.pending.is_none()) {
-            self.ip_setup_cork(at, 0, (rt, daddr, 0), 0)?;
-        }
-        if let Err(error) = self.ip_append_pending(at, data) {
-            self.ip_flush_pending_frames(at);
-            return Err(error);
-        }
-        if more {
-            return Ok(());
-        }
-        let Some((skb, mut cork)) = self.ip_finish_skb(at) else {
-            return Ok(());
-        };
-        (cork.saddr, cork.daddr) = (saddr, daddr);
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
-        let df = self.ip_dont_fragment(pmtudisc, &cork.rt, IPHDR_LEN + skb.len());
-        let flow = cork.flow(protocol, df.unwrap_or(true), self.ip_select_ident());
-        self.ip_push_pending_frames(skb, cork.rt, &flow, &ReplyOptions::NONE)
-    }
-
     /// Sends a packet whose header the process wrote: length and checksum are made right, and what is 0 is filled in.
-    fn raw_send_hdrinc(
-        &mut self,
-        at: usize,
-        packet: &[u8],
-        saddr: u32,
-        rt: Rtable,
-    ) -> Result<(), Errno> {
+    fn raw_send_hdrinc(&mut self, at: usize, packet: &[u8], cork: &InetCork) -> Result<(), Errno> {
         let _stage = self.stage("raw_send_hdrinc");
-        if packet.len() > self.mtu(rt.dev) {
+        let mtu = self.mtu(cork.rt.dev);
+        if packet.len() > mtu {
+            self.ip_local_error(at, cork.daddr, mtu);
             return Err(Errno::EMSGSIZE);
         }
-        if packet.len() < IPHDR_LEN || usize::from(packet[0] & 0xf) * 4 > packet.len() {
+        if packet.len() < IPHDR_LEN {
             return Err(Errno::EINVAL);
         }
         let (owner, ..) = self.sock_alloc_send(at)?;
+        let sent = self.raw_send_packet(packet, owner, cork);
+        sent.inspect_err(|_| self.counters.snmp.ip_out_discards += 1)
+    }
+
+    fn raw_send_packet(
+        &mut self,
+        packet: &[u8],
+        owner: SkRef,
+        cork: &InetCork,
+    ) -> Result<(), Errno> {
+        let hdr_len = usize::from(packet[0] & 0xf) * 4;
+        if hdr_len > packet.len() {
+            return Err(Errno::EINVAL);
+        }
         let mut skb = self.ip_append_data(packet, Some(owner));
         let id = self.ip_select_ident();
-        let hdr_len = usize::from(packet[0] & 0xf) * 4;
         if hdr_len >= IPHDR_LEN {
             let tot_len = packet.len() as u16;
             let iph = &mut skb.data_mut()[..hdr_len];
             if iph[12..16] == [0; 4] {
-                iph[12..16].copy_from_slice(&saddr.to_be_bytes());
+                iph[12..16].copy_from_slice(&cork.saddr.to_be_bytes());
             }
             if iph[4..6] == [0; 2] {
                 iph[4..6].copy_from_slice(&id.to_be_bytes());
@@ -242,9 +205,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         skb.reset_network_header();
         skb.protocol = super::eth::ETH_P_IP;
-        skb.dst = Some(rt);
+        skb.dst = Some(cork.rt);
         let skb = self.nf_hook_out(NfHook::LocalOut, skb)?;
-        self.ip_output(skb, rt)
+        self.ip_output(skb, cork.rt)
     }
 
     pub(super) fn raw_recvmsg(

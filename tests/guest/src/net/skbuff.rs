@@ -386,6 +386,20 @@ impl SkbCache {
         skb
     }
 
+    /// Makes room for `len` bytes behind the data (`pskb_expand_head`), for as much again where there is none: who puts bytes
+    /// there one after the other does not copy all of them each time.
+    pub fn expand_tail(&mut self, skb: &mut Skb, len: usize) {
+        if skb.head.len() - skb.tail >= len {
+            return;
+        }
+        let old = skb.tail - skb.data;
+        let mut longer = self.alloc_charged(skb.data, old + len.max(old), skb.truesize);
+        longer.put(old).copy_from_slice(skb.data());
+        longer.transport_header = skb.transport_header;
+        (longer.sk, longer.priority) = (skb.sk, skb.priority);
+        self.put(std::mem::replace(skb, longer));
+    }
+
     /// Gives an skb, or a new one, a buffer of at least `size` bytes.
     #[cold]
     fn grow(small: Option<Skb>, size: usize) -> Skb {

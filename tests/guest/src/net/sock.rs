@@ -36,6 +36,15 @@ pub(super) enum Proto {
     Pingv6,
 }
 
+/// What an accepted socket has of its listener (`sk_clone_lock`).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Inherited {
+    sk_reuse: bool,
+    sk_reuseport: bool,
+    tos: u8,
+    pmtudisc: IpPmtudisc,
+}
+
 /// A socket that may be gone, or another, when it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SkRef {
@@ -110,6 +119,33 @@ pub(super) struct Ipv6Pinfo {
     pub daddr: u128,
     /// The device that link-local packets leave by (`sk_bound_dev_if`), if that was said.
     pub oif: Option<Ifindex>,
+}
+
+impl Sock {
+    /// What its children have of it; not its priority.
+    pub fn bequeath(&self) -> Inherited {
+        Inherited {
+            sk_reuse: self.sk_reuse,
+            sk_reuseport: self.sk_reuseport,
+            tos: self.tos,
+            pmtudisc: self.pmtudisc,
+        }
+    }
+
+    /// It is a child.
+    pub fn inherit(&mut self, of: Inherited) {
+        (self.sk_reuse, self.sk_reuseport) = (of.sk_reuse, of.sk_reuseport);
+        (self.tos, self.pmtudisc) = (of.tos, of.pmtudisc);
+    }
+
+    /// Who it is, being in place `at`.
+    #[inline]
+    fn sk_ref(&self, at: usize) -> SkRef {
+        SkRef {
+            at: at as u32,
+            generation: self.generation,
+        }
+    }
 }
 
 /// All sockets.
@@ -195,6 +231,13 @@ impl SockTable {
     pub fn mc_ttl(&self, sk: Option<SkRef>) -> u8 {
         let sock = sk.and_then(|sk| self.get(sk.at as usize));
         sock.map_or(1, |sock| sock.mc.ttl)
+    }
+
+    /// What the socket says of fragments, if it is still there.
+    pub fn sk_pmtudisc(&self, sk: SkRef) -> Option<IpPmtudisc> {
+        let sock = self.get(sk.at as usize);
+        sock.filter(|sock| sock.generation == sk.generation)
+            .map(|sock| sock.pmtudisc)
     }
 
     /// The device is done with a packet of that socket.
@@ -517,11 +560,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.counters.snmp.ip_out_discards += 1;
             return Err(Errno::EAGAIN);
         }
-        let sk_ref = SkRef {
-            at: at as u32,
-            generation: sk.generation,
-        };
-        Ok((sk_ref, sk.inet_num, sk.tos))
+        Ok((sk.sk_ref(at), sk.inet_num, sk.tos))
+    }
+
+    /// Who a socket is.
+    pub(super) fn sk_ref(&self, at: usize) -> Result<SkRef, Errno> {
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        Ok(sk.sk_ref(at))
     }
 
     /// Something went wrong that a socket's owner is to hear of, at the next call (`sk_error_report`).

@@ -1,5 +1,6 @@
 //! Options of sockets that say how packets are treated (Linux: `net/core/sock.c`, `net/ipv4/ip_sockglue.c`).
 
+use super::ip_sockglue::IpPmtudisc;
 use super::sock::{Proto, Sock};
 use super::{Errno, Fd, Kernel, Machine};
 use crate::transport::Transport;
@@ -27,6 +28,17 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         sk.tos = tos;
         sk.sk_priority = IP_TOS2PRIO[usize::from(tos >> 1 & 0xf)];
         Ok(())
+    }
+
+    /// How urgent what a socket sends is (`SO_PRIORITY`), its type of service (`IP_TOS`), and whether it may be fragmented
+    /// (`IP_MTU_DISCOVER`).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn treatment(&self, fd: Fd) -> Result<(u32, u8, IpPmtudisc), Errno> {
+        let sk = self.socks.get(self.sockfd_lookup(fd)?);
+        sk.map(|sk| (sk.sk_priority, sk.tos, sk.pmtudisc))
+            .ok_or(Errno::EBADF)
     }
 
     /// Whether a socket shares its port (`SO_REUSEADDR`, `SO_REUSEPORT`).

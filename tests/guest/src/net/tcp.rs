@@ -129,6 +129,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             self.tcp.get_port(at, any)?;
         }
         self.tcp.listen(at, backlog.min(self.config.somaxconn));
+        let owner = self.sockfd_lookup(fd)?;
+        if let Some(queue) = self.tcp_sock(at)?.listener() {
+            queue.owner = owner;
+        }
         Ok(())
     }
 
@@ -148,16 +152,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let child = queue.accept.remove(0);
         let sk = self.tcp_sock(child)?;
         sk.parent = None;
-        let from = addr(sk.remote);
-        // It is what its listener is (`sk_clone_lock`).
-        let listener = self.sock_mut(fd)?;
-        let (reuse, reuseport) = (listener.sk_reuse, listener.sk_reuseport);
-        let (priority, tos) = (listener.sk_priority, listener.tos);
+        let (from, inherited) = (addr(sk.remote), sk.inherited);
         let new = self.socks.sk_alloc(Proto::Tcp, 0, 0);
         if let Some(sk) = self.socks.get_mut(new) {
             sk.tcp_sk = Some(child);
-            (sk.sk_reuse, sk.sk_reuseport) = (reuse, reuseport);
-            (sk.sk_priority, sk.tos) = (priority, tos);
+            sk.inherit(inherited);
         }
         Ok((self.sock_map_fd(new)?, from))
     }

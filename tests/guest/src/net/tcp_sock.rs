@@ -14,6 +14,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use super::Errno;
 use super::ip_input::IPHDR_LEN;
 use super::skbuff::{MAX_HEADER, SkBuff, Skb, SkbCache};
+use super::sock::Inherited;
 use super::tcp::{TCP_FLAG_ACK, TCP_FLAG_FIN, TCP_FLAGS, TCPHDR_LEN};
 
 /// How long a handshake that the peer does not go on with lasts: six repetitions of a SYN, five of a SYN-ACK
@@ -40,6 +41,8 @@ pub(super) struct AcceptQueue {
     /// Established, the oldest first.
     pub accept: Vec<usize>,
     pub max_ack_backlog: usize,
+    /// The place of the listener among all sockets.
+    pub owner: usize,
 }
 
 impl AcceptQueue {
@@ -236,6 +239,8 @@ pub(super) struct TcpSock {
     pub reuse: bool,
     /// The listener in whose backlog it is.
     pub parent: Option<usize>,
+    /// What it has of its listener, as that was when the handshake ended.
+    pub inherited: Inherited,
     /// No process has it (`SOCK_DEAD`).
     pub orphan: bool,
     pub sk_err: Option<Errno>,

@@ -53,13 +53,24 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             && let Some(queue) = parent.and_then(|parent| self.tcp.get_mut(parent)?.listener())
         {
             queue.qlen -= 1;
+            let owner = queue.owner;
             if !gone {
                 queue.accept.push(at);
                 self.counters.snmp.tcp_passive_opens += 1;
+                self.tcp_inherit(at, owner);
             }
         }
         if gone {
             self.tcp_closed(at, old, reset);
+        }
+    }
+
+    /// A child is what its listener is now (`tcp_v4_syn_recv_sock`).
+    fn tcp_inherit(&mut self, child: usize, listener: usize) {
+        let listener = self.socks.get(listener);
+        if let (Some(sk), Some(listener)) = (self.tcp.get_mut(child), listener) {
+            sk.reuse = listener.sk_reuse;
+            sk.inherited = listener.bequeath();
         }
     }
 

@@ -7,15 +7,15 @@
 
 use std::net::SocketAddrV4;
 
+use super::af_inet::datagram_check;
 use super::checksum::{
     CSUM_MANGLED_0, csum_fold, csum_fold_raw, csum_good, csum_partial, csum_tcpudp_nofold,
 };
+use super::file::{MSG_MORE, MsgFlags};
 use super::icmp::{ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, IcmpError};
+use super::ip_cork::InetCork;
 use super::ip_input::{IPHDR_LEN, Iphdr};
-use super::ip_options::ReplyOptions;
-use super::ip_output::Flow;
 use super::netdevice::NETIF_F_HW_CSUM;
-use super::route::Rtable;
 use super::skbuff::{IpSummed, SkBuff, Skb};
 use super::stats::RxDrop;
 use super::{Errno, Kernel, Machine, Received};
@@ -42,6 +42,29 @@ pub(super) fn source_port(skb: &SkBuff) -> u16 {
 pub(super) fn checksum_complete(skb: &SkBuff) -> bool {
     let pseudo = csum_tcpudp_nofold(skb.ip.saddr, skb.ip.daddr, skb.len(), skb.ip.protocol);
     csum_good(csum_partial(skb.data(), pseudo))
+}
+
+/// Has what is longer than one datagram of those it is to be stand for several.
+///
+/// # Errors
+/// EMSGSIZE: one is too long; EINVAL: these are too many.
+#[cold]
+fn udp_set_gso(skb: &mut SkBuff, cork: &InetCork) -> Result<(), Errno> {
+    let (len, gso_size) = (
+        skb.len() - IPHDR_LEN - UDPHDR_LEN,
+        usize::from(cork.gso_size),
+    );
+    if IPHDR_LEN + UDPHDR_LEN + len.min(gso_size) > cork.fragsize {
+        return Err(Errno::EMSGSIZE);
+    }
+    if len > gso_size * UDP_MAX_SEGMENTS {
+        return Err(Errno::EINVAL);
+    }
+    if len > gso_size {
+        (skb.gso_size, skb.gso_type) = (cork.gso_size, SKB_GSO_UDP_L4);
+        skb.gso_segs = len.div_ceil(gso_size) as u16;
+    }
+    Ok(())
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
@@ -197,17 +220,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         data: &[u8],
         to: Option<SocketAddrV4>,
         gso_size: u16,
-        more: bool,
+        flags: MsgFlags,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("udp_sendmsg");
-        if data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
+        datagram_check(data, flags)?;
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
-        let (corkreq, pmtudisc) = (more || sk.corked, sk.pmtudisc);
+        let corkreq = flags.contains(MSG_MORE) || sk.corked;
         if sk.pending.is_some() {
             // Wherever it is said to go.
-            return self.udp_append_data(at, data, corkreq);
+            return self.udp_append_data(at, None, data, corkreq);
         }
         let (daddr, dport) = self.destination(at, to)?;
         if dport == 0 {
@@ -215,46 +236,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let rt = self.ip_route_output_sk(at, daddr);
         let rt = rt.inspect_err(|error| self.count_no_route(*error))?;
+        let cork = self.ip_setup_cork(at, rt, (daddr, dport), gso_size)?;
         if corkreq {
-            let begun = self.ip_setup_cork(at, UDPHDR_LEN, (rt, daddr, dport), gso_size);
-            begun.inspect_err(|error| self.count_sndbuf_error(*error))?;
-            return self.udp_append_data(at, data, true);
+            return self.udp_append_data(at, Some(&cork), data, true);
         }
-        let mtu = self.ip_sk_mtu(pmtudisc, &rt);
-        if IPHDR_LEN + UDPHDR_LEN + data.len() > 0xffff {
-            self.ip_local_error(at, (daddr, dport), mtu);
-            return Err(Errno::EMSGSIZE);
-        }
-        let mss = if gso_size == 0 {
-            data.len()
-        } else {
-            data.len().min(gso_size.into())
-        };
-        if gso_size != 0 && IPHDR_LEN + UDPHDR_LEN + mss > mtu {
-            return Err(Errno::EMSGSIZE);
-        }
-        let df = self.ip_dont_fragment(pmtudisc, &rt, IPHDR_LEN + UDPHDR_LEN + mss);
-        let df = df.inspect_err(|_| self.ip_local_error(at, (daddr, dport), mtu))?;
-        if data.len() > mss * UDP_MAX_SEGMENTS {
-            return Err(Errno::EINVAL);
-        }
-        let sender = self.sock_alloc_send(at);
-        let (sk, sport, tos) = sender.inspect_err(|error| self.count_sndbuf_error(*error))?;
-        let flow = Flow {
-            saddr: self.source(at, &rt),
-            daddr,
-            protocol: IPPROTO_UDP,
-            tos,
-            df,
-            id: self.ip_select_ident(),
-        };
-        let mut skb = self.ip_make_skb(UDPHDR_LEN, data, &flow, Some(sk));
-        self.ip_select_ttl(&rt, &mut skb);
-        if data.len() > mss {
-            (skb.gso_size, skb.gso_type) = (gso_size, SKB_GSO_UDP_L4);
-            skb.gso_segs = data.len().div_ceil(mss) as u16;
-        }
-        self.udp_send_skb(skb, rt, (sport, dport), &flow, true)?;
+        let skb = self.ip_make_skb(at, UDPHDR_LEN, data, &cork, IPPROTO_UDP);
+        let skb = skb.inspect_err(|error| self.count_sndbuf_error(*error))?;
+        self.udp_send_skb(at, skb, &cork, true)?;
         Ok(data.len())
     }
 
@@ -265,15 +253,17 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// Data for a datagram that waits: it is complete, unless the process wants it to wait on.
+    /// Data for a datagram that waits, or begins to: it is complete, unless the process wants it to wait on.
     #[cold]
-    fn udp_append_data(&mut self, at: usize, data: &[u8], corkreq: bool) -> Result<usize, Errno> {
-        let _stage = self.stage("ip_append_data");
-        if let Err(error) = self.ip_append_pending(at, data) {
-            self.ip_flush_pending_frames(at);
-            self.count_sndbuf_error(error);
-            return Err(error);
-        }
+    fn udp_append_data(
+        &mut self,
+        at: usize,
+        cork: Option<&InetCork>,
+        data: &[u8],
+        corkreq: bool,
+    ) -> Result<usize, Errno> {
+        let appended = self.ip_append_pending(at, UDPHDR_LEN, cork, data);
+        appended.inspect_err(|error| self.count_sndbuf_error(*error))?;
         if !corkreq {
             self.udp_push_pending_frames(at)?;
         }
@@ -286,46 +276,29 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let Some((mut skb, cork)) = self.ip_finish_skb(at) else {
             return Ok(());
         };
-        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
-        let (pmtudisc, sport) = (sk.pmtudisc, sk.inet_num);
-        let (len, gso_size) = (skb.len() - UDPHDR_LEN, usize::from(cork.gso_size));
-        let gso = gso_size != 0;
-        if gso {
-            let segment = IPHDR_LEN + UDPHDR_LEN + len.min(gso_size);
-            let refused = if segment > cork.fragsize {
-                Some(Errno::EMSGSIZE)
-            } else {
-                (len > gso_size * UDP_MAX_SEGMENTS).then_some(Errno::EINVAL)
-            };
-            if let Some(error) = refused {
-                self.consume_skb(skb);
-                return Err(error);
-            }
-        }
-        // What the path has become too narrow for since is found out by who fragments it.
-        let whole = IPHDR_LEN + UDPHDR_LEN + if gso { len.min(gso_size) } else { len };
-        let df = self.ip_dont_fragment(pmtudisc, &cork.rt, whole);
-        let flow = cork.flow(IPPROTO_UDP, df.unwrap_or(true), self.ip_select_ident());
-        self.__ip_make_skb(&mut skb, &flow, &ReplyOptions::NONE);
-        self.ip_select_ttl(&cork.rt, &mut skb);
-        if gso && len > gso_size {
-            (skb.gso_size, skb.gso_type) = (cork.gso_size, SKB_GSO_UDP_L4);
-            skb.gso_segs = len.div_ceil(gso_size) as u16;
-        }
-        self.udp_send_skb(skb, cork.rt, (sport, cork.dport), &flow, false)
+        self.ip_finish_header(at, &mut skb, &cork, IPPROTO_UDP);
+        self.udp_send_skb(at, skb, &cork, false)
     }
 
-    /// Writes the header; the checksum is the device's to finish where it can, unless the datagram came in pieces.
+    /// Writes the header; the checksum is the device's to finish where it can, unless the datagram came in pieces or goes in
+    /// fragments.
     #[inline]
     fn udp_send_skb(
         &mut self,
+        at: usize,
         mut skb: Skb,
-        rt: Rtable,
-        (sport, dport): (u16, u16),
-        flow: &Flow,
+        cork: &InetCork,
         at_once: bool,
     ) -> Result<(), Errno> {
         let _stage = self.stage("udp_send_skb");
+        if cork.gso_size != 0
+            && let Err(error) = udp_set_gso(&mut skb, cork)
+        {
+            self.consume_skb(skb);
+            return Err(error);
+        }
+        let sport = self.socks.get(at).map_or(0, |sk| sk.inet_num);
+        let (rt, dport) = (cork.rt, cork.dport);
         let start = skb.transport_header;
         let len = skb.len() - IPHDR_LEN;
         let uh = &mut skb.data_mut()[IPHDR_LEN..];
@@ -333,11 +306,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         uh[2..4].copy_from_slice(&dport.to_be_bytes());
         uh[4..6].copy_from_slice(&(len as u16).to_be_bytes());
         uh[CHECK..UDPHDR_LEN].fill(0);
-        let pseudo = csum_tcpudp_nofold(flow.saddr, flow.daddr, len, IPPROTO_UDP);
+        let pseudo = csum_tcpudp_nofold(cork.saddr, cork.daddr, len, IPPROTO_UDP);
         let offloads = self.netdevs[rt.dev].features & NETIF_F_HW_CSUM != 0;
         // No device sums over fragments.
-        let whole = skb.len() <= self.dst_mtu(&rt);
-        let check = if offloads && whole && at_once || skb.gso_size != 0 {
+        let whole = cork.gso_size != 0 || at_once && skb.len() <= cork.fragsize;
+        let check = if offloads && whole || skb.gso_size != 0 {
             // `udp4_hwcsum`
             skb.ip_summed = IpSummed::Partial;
             skb.csum_start = start;

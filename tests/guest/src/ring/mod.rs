@@ -118,17 +118,8 @@ impl RingMemory {
     /// # Errors
     /// When guest memory is full.
     pub fn allocate(memory: &Arc<GuestMemory>, size: u16) -> Result<Self, MemoryError> {
-        let desc = memory.allocate(RingLayout::desc_len(size), PAGE_SIZE)?;
-        let avail = memory.allocate(RingLayout::avail_len(size), 64)?;
-        let used = memory.allocate(RingLayout::used_len(size), PAGE_SIZE)?;
-        let ring = Self {
-            size,
-            desc,
-            avail,
-            used,
-        };
-        ring.clear();
-        Ok(ring)
+        let (avail, used) = (RingLayout::avail_len(size), RingLayout::used_len(size));
+        Self::allocate_parts(memory, size, (avail, 64), (used, PAGE_SIZE))
     }
 
     /// Allocates a packed ring of `size` entries, each side's event suppression on a cache line of its own.
@@ -136,9 +127,24 @@ impl RingMemory {
     /// # Errors
     /// When guest memory is full.
     pub fn allocate_packed(memory: &Arc<GuestMemory>, size: u16) -> Result<Self, MemoryError> {
+        let event = (PACKED_EVENT_SIZE, 64);
+        Self::allocate_parts(memory, size, event, event)
+    }
+
+    /// All three parts, two of them of a length and an alignment; or none, where memory does not do for all.
+    fn allocate_parts(
+        memory: &Arc<GuestMemory>,
+        size: u16,
+        avail: (usize, usize),
+        used: (usize, usize),
+    ) -> Result<Self, MemoryError> {
         let desc = memory.allocate(RingLayout::desc_len(size), PAGE_SIZE)?;
-        let avail = memory.allocate(PACKED_EVENT_SIZE, 64)?;
-        let used = memory.allocate(PACKED_EVENT_SIZE, 64)?;
+        let avail = memory.allocate(avail.0, avail.1);
+        let avail = avail.inspect_err(|_| memory.release(&desc))?;
+        let used = memory.allocate(used.0, used.1).inspect_err(|_| {
+            memory.release(&desc);
+            memory.release(&avail);
+        })?;
         let ring = Self {
             size,
             desc,

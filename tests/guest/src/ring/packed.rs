@@ -83,7 +83,8 @@ impl PackedQueue {
             (1..=MAX_SIZE).contains(&size),
             "no packed ring has {size} entries"
         );
-        Self::with_ring(RingMemory::allocate_packed(memory, size)?, options)
+        let ring = RingMemory::allocate_packed(memory, size)?;
+        Self::with_ring(ring.clone(), options).inspect_err(|_| ring.release())
     }
 
     /// Makes a ring of memory that was placed by the caller and zeroed.

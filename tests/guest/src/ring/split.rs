@@ -87,7 +87,8 @@ impl SplitQueue {
         size: u16,
         options: SplitQueueOptions,
     ) -> Result<Self, MemoryError> {
-        Self::with_ring(RingMemory::allocate(memory, size)?, options)
+        let ring = RingMemory::allocate(memory, size)?;
+        Self::with_ring(ring.clone(), options).inspect_err(|_| ring.release())
     }
 
     /// Makes a ring of memory that was placed by the caller and zeroed.

@@ -167,12 +167,20 @@ impl ControlQueue {
         size: u16,
         options: VirtqueueOptions,
     ) -> Result<Self, MemoryError> {
-        let device = DmaDevice::new(memory, || "control".into());
+        let vq = Virtqueue::new(memory, size, options)?;
+        let name = || "control".into();
+        let (device, pool) = match DmaDevice::allocate(memory, name, SLOTS * SLOT_LEN, 64) {
+            Ok(made) => made,
+            Err(error) => {
+                vq.release();
+                return Err(error);
+            }
+        };
         Ok(Self {
-            vq: Virtqueue::new(memory, size, options)?,
+            vq,
             index,
             device,
-            pool: DmaSlice::allocate(memory, SLOTS * SLOT_LEN, 64, device)?,
+            pool,
             state: [Slot::Free; SLOTS],
             mapped: [(0, 0); SLOTS],
         })

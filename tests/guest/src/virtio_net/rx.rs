@@ -222,8 +222,17 @@ impl ReceiveQueue {
         let per_buffer = 1 + (buf_len - hdr_len).div_ceil(PAGE_SIZE);
         let direct = mode == RxMode::Big && usize::from(options.indirect) < per_buffer;
         let count = usize::from(size) / if direct { per_buffer } else { 1 };
+        let vq = Virtqueue::new(memory, size, options)?;
+        let name = || format!("input.{}", index / 2);
+        let pool = match PagePool::create(memory, name, buf_len, count, size.into()) {
+            Ok(pool) => pool,
+            Err(error) => {
+                vq.release();
+                return Err(error);
+            }
+        };
         Ok(Self {
-            vq: Virtqueue::new(memory, size, options)?,
+            vq,
             stats: RxStats::default(),
             intr_coal: IntrCoal::default(),
             dim: RxDim::default(),
@@ -231,13 +240,7 @@ impl ReceiveQueue {
             features,
             mode,
             hdr_len,
-            pool: PagePool::create(
-                memory,
-                || format!("input.{}", index / 2),
-                buf_len,
-                count,
-                usize::from(size),
-            )?,
+            pool,
             buf_len,
             used: Vec::with_capacity(count),
             segments: Vec::with_capacity(per_buffer),

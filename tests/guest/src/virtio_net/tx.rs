@@ -120,7 +120,15 @@ impl SendQueue {
         let mut vq = Virtqueue::new(memory, size, options)?;
         // Completions are taken when frames are sent; who wants interrupts asks for them.
         vq.disable_cb();
-        let device = DmaDevice::new(memory, || format!("output.{}", index / 2));
+        let name = || format!("output.{}", index / 2);
+        let (device, pool) = match DmaDevice::allocate(memory, name, stride * usize::from(size), 64)
+        {
+            Ok(made) => made,
+            Err(error) => {
+                vq.release();
+                return Err(error);
+            }
+        };
         Ok(Self {
             vq,
             stats: TxStats::default(),
@@ -130,7 +138,7 @@ impl SendQueue {
             indirect: usize::from(options.indirect),
             hdr_len,
             device,
-            pool: DmaSlice::allocate(memory, stride * usize::from(size), 64, device)?,
+            pool,
             stride,
             free: (0..u32::from(size)).rev().collect(),
             lens: vec![0; usize::from(size)],

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use nic_guest::net::file::{POLLRDHUP, PollFlags};
-use nic_guest::net::{Errno, Fd, KernelConfig};
+use nic_guest::net::{Errno, Fd, IpPmtudisc, KernelConfig};
 use nic_guest::virtio_net::features as f;
 use nix::sys::socket::{AddressFamily, SockFlag};
 use proptest::prelude::*;
@@ -605,13 +605,23 @@ fn an_accepted_socket_is_what_its_listener_is() {
     assert_eq!(pair.kernel(2).reuse(accepted), Ok((false, false)));
     pair.kernel(2).set_reuseaddr(listening, true).unwrap();
     pair.kernel(2).set_reuseport(listening, true).unwrap();
+    pair.kernel(2).set_tos(listening, 0x10).unwrap();
+    let interface = IpPmtudisc::Interface;
+    pair.kernel(2)
+        .set_mtu_discover(listening, interface)
+        .unwrap();
     let again = stream(pair.kernel(1));
     assert_eq!(
         pair.kernel(1).connect(again, to(2)),
         Err(Errno::EINPROGRESS)
     );
     pair.until("another", |pair| pair.kernel(2).poll(listening).unwrap());
+    // As it was when the handshake ended, except for the priority.
+    pair.kernel(2).set_reuseaddr(listening, false).unwrap();
+    pair.kernel(2).set_tos(listening, 0).unwrap();
     let (accepted, _) = pair.kernel(2).accept(listening).unwrap();
     assert_eq!(pair.kernel(2).reuse(accepted), Ok((true, true)));
+    let treatment = pair.kernel(2).treatment(accepted);
+    assert_eq!(treatment, Ok((0, 0x10, interface)));
     assert_eq!(pair.kernel(1).reuse(asking), Ok((false, false)));
 }

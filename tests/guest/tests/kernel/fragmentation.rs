@@ -148,6 +148,32 @@ fn a_path_is_as_narrow_as_routers_say_for_ten_minutes() {
 }
 
 #[test]
+fn who_does_not_heed_the_path_is_not_bound_by_it() {
+    let (mut kernel, world) = known_peer();
+    let fd = udp_socket(&mut kernel, PORT);
+    kernel.sendto(fd, &payload(1400), Some(peer(9))).unwrap();
+    let sent = world.take_sent().remove(0);
+    receive(&mut kernel, &world, &too_long(&sent, 600));
+    for (pmtudisc, fragments) in [
+        (IpPmtudisc::Want, 3),
+        (IpPmtudisc::Dont, 3),
+        (IpPmtudisc::Probe, 1),
+        (IpPmtudisc::Interface, 1),
+        (IpPmtudisc::Omit, 1),
+    ] {
+        kernel.set_mtu_discover(fd, pmtudisc).unwrap();
+        assert_eq!(kernel.sendto(fd, &payload(1400), Some(peer(9))), Ok(1400));
+        let sent = world.take_sent();
+        assert_eq!(sent.len(), fragments, "{pmtudisc:?}");
+    }
+    kernel.set_mtu_discover(fd, IpPmtudisc::Do).unwrap();
+    let sent = kernel.sendto(fd, &payload(1400), Some(peer(9)));
+    assert_eq!(sent, Err(Errno::EMSGSIZE));
+    assert_eq!(kernel.stats().snmp.ip_frag_fails, 0);
+    assert_balanced(&kernel);
+}
+
+#[test]
 fn errors_about_what_nobody_sent_change_nothing() {
     let (mut kernel, world) = known_peer();
     let fd = udp_socket(&mut kernel, PORT);

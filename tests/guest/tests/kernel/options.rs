@@ -272,9 +272,11 @@ fn an_error_about_what_this_host_sent_stays_here() {
     receive(&mut kernel, &world, &icmp(&message, quoted));
     assert_eq!(kernel.recvfrom(fd, &mut []), Err(Errno::EMSGSIZE));
     fill_buffers(&mut kernel, &world, [10, 77, 0, 66]);
-    // It is sent whole, whatever is known of the path: too long, says this host to itself.
-    kernel.set_mtu_discover(fd, IpPmtudisc::Probe).unwrap();
+    // It is longer than what passes by now, and not to be fragmented any more: too long, says this host to itself.
+    kernel.set_udp_cork(fd, true).unwrap();
     kernel.sendto(fd, &[7; 1400], None).unwrap();
+    kernel.set_mtu_discover(fd, IpPmtudisc::Do).unwrap();
+    kernel.set_udp_cork(fd, false).unwrap();
     settle(&mut kernel);
     assert_eq!(kernel.stats().tx_drop(TxDrop::IpFragFails), 1);
     assert_eq!(world.take_sent(), []);

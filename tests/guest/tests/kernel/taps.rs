@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use nic_guest::net::stats::RxDrop;
-use nic_guest::net::{Errno, Fd, Ifindex, Packet, PktType};
+use nic_guest::net::{Errno, Fd, Ifindex, Machine, Packet, PktType};
 
 use crate::common::packets::{OURS, arp_request, echo_request, ethernet, udp, udp_to};
-use crate::common::world::{Guest, MAC, assert_balanced, boot, settle};
+use crate::common::world::{Guest, MAC, Setup, assert_balanced, boot, settle};
 use crate::devices::{dummy0, stats};
 use crate::vlan::tagged;
 use crate::{PORT, peer, read_all, resolve_peer, udp_socket};
@@ -148,9 +148,43 @@ fn a_slow_tap_loses_frames_and_counts_them() {
 }
 
 #[test]
+fn a_tap_of_what_is_sent_polls_no_queue() {
+    let mut setup = Setup {
+        pairs: 4,
+        ..Setup::default()
+    };
+    setup.config.cpus = 1;
+    let (mut kernel, world) = setup.boot();
+    resolve_peer(&mut kernel, &world);
+    settle(&mut kernel);
+    let tap = kernel.packet_socket(Some(Ifindex::ETH0)).unwrap();
+    kernel.set_busy_poll(tap, 50).unwrap();
+    let fd = udp_socket(&mut kernel, PORT);
+    for port in 1..32 {
+        kernel.sendto(fd, b"x", Some(peer(port))).unwrap();
+        assert_eq!(seen(&mut kernel, tap).len(), 1);
+        let before = world.now();
+        let _ = kernel.recvfrom(tap, &mut []);
+        assert_eq!(world.now(), before, "to port {port}");
+    }
+    let used: Vec<u64> = (0..4)
+        .map(|pair| kernel.dev.sq[pair].stats.packets)
+        .collect();
+    assert!(used[1..].iter().any(|packets| *packets > 0), "{used:?}");
+    // What came by a queue has it polled.
+    world.receive(&udp(PORT, b"x"));
+    settle(&mut kernel);
+    assert_eq!(seen(&mut kernel, tap).len(), 1);
+    let before = world.now();
+    let _ = kernel.recvfrom(tap, &mut []);
+    assert!(world.now() > before);
+}
+
+#[test]
 fn a_tap_is_no_socket_of_internets() {
     let (mut kernel, world) = boot();
     let tap = kernel.packet_socket(None).unwrap();
+    assert_eq!(kernel.set_recverr(tap, true), Err(Errno::ENOPROTOOPT));
     let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
     assert_eq!(kernel.bind(tap, nowhere), Err(Errno::EOPNOTSUPP));
     assert_eq!(kernel.connect(tap, peer(9)), Err(Errno::EOPNOTSUPP));
