@@ -132,7 +132,6 @@ impl Port {
         frames: &mut Vec<Frame>,
         out: &mut Vec<Frame>,
     ) {
-        let mut longest = 0;
         for mut frame in frames.drain(..) {
             let stands_for = segment::frames(&frame);
             self.counters.tx_segments_made += stands_for as u64 - 1;
@@ -140,7 +139,6 @@ impl Port {
             let destination = Destination::of_frame(frame.bytes());
             self.counters.count_sent(destination, stands_for as u64);
             let octets = phy::octets_on_line(&frame);
-            longest = longest.max(octets);
             let ready = self.shape(queue, stands_for, octets, ready);
             if stands_for > 1 && !self.wire_has_super_frames {
                 self.send_segments(ready, queue, frame, stands_for, out);
@@ -150,7 +148,6 @@ impl Port {
             self.count_line(queue, stands_for as u64, octets as u64);
             out.push(frame);
         }
-        self.tx_longest = longest;
     }
 
     fn send_segments(
