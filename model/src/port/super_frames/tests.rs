@@ -93,6 +93,27 @@ fn a_wire_gets_a_super_frame_or_its_segments_at_the_same_instants() {
 }
 
 #[test]
+fn a_wrong_header_counts_for_each_frame_that_it_stands_for_and_not_in_the_segments() {
+    let mut port = port();
+    port.set_super_frames(true);
+    let shape = usual(Segmentation::Tcpv4, 1448, 5 * 1448);
+    let good = super_frame(&mut port.pool, &shape);
+    let mut bad = super_frame(&mut port.pool, &shape);
+    // The time to live is in no pseudo-header.
+    bad.bytes_mut()[22] ^= 1;
+    let mut admitted = receive(&mut port, vec![good, bad]);
+    assert_eq!(admitted.len(), 2, "none of it is a drop");
+    let checksums = port.counters(&[]).rx_checksums;
+    assert_eq!((checksums.bad_header(), checksums.left()), (5, 10));
+    for segment in segments(&mut port, &admitted[1]) {
+        let summary = parse::summarise(segment.bytes());
+        assert!(checksum::is_header_right(segment.bytes(), &summary));
+        port.pool.give(segment);
+    }
+    port.release(QueueIndex(0), admitted.drain(..));
+}
+
+#[test]
 fn what_the_wire_gives_is_checked() {
     let mut port = port();
     port.set_super_frames(true);
