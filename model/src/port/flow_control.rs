@@ -261,6 +261,6 @@ impl Port {
     /// When packets that are held back may go.
     pub(crate) fn held_resumes(&self) -> Option<Nanos> {
         let resumes = self.pfc.as_ref()?.resumes()?;
-        Some(resumes.max(self.tx_free()))
+        Some(resumes.max(self.tx_free() - self.lead))
     }
 }

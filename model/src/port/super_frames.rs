@@ -121,7 +121,9 @@ impl Port {
             fifos: &mut self.fifos,
         });
         self.remove_gone(frames);
-        self.counters.rx_merged += (before - frames.len()) as u64;
+        let merged = (before - frames.len()) as u64;
+        self.counters.rx_merged += merged;
+        self.counters.rx_coalesced += merged;
     }
 
     /// Puts `frames` of `queue`, of which some may be super-frames, on the line, each when its rate lets it, and appends them to `out`.

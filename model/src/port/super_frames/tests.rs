@@ -48,6 +48,8 @@ fn the_line_and_the_fifo_see_the_frames_that_a_super_frame_stands_for() {
             (c.rx_frames, c.rx_octets, c.rx_sizes, c.rx_unicast)
         };
         assert_eq!(seen(&counters), seen(&cut.counters(&[])));
+        let merged = (counters.rx_merged, counters.rx_coalesced);
+        assert_eq!(merged, (count as u64 - 1, 0), "not by the card");
         // For whoever waits until a FIFO has got that far, too.
         let fifo = whole.fifos[0];
         assert_eq!((fifo.pushed(), fifo.taken()), (count as u64, 1));
