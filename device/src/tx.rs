@@ -6,7 +6,7 @@
 use arrayvec::ArrayVec;
 use nic_model::counters::{Drop, Drops};
 use nic_model::frame::{Frame, Pool};
-use nic_model::host::Fetched;
+use nic_model::host::{ENOUGH, Fetched};
 use zerocopy::IntoBytes;
 
 use crate::features::Features;
@@ -78,11 +78,7 @@ mod super_frame;
 /// Packets that the processor fetches at the same time.
 const AHEAD: usize = 16;
 
-/// Octets after which a burst ends, looked at every [`AHEAD`] packets: with super-frames a whole one would keep the line from the
-/// other queues for milliseconds.
-const ENOUGH: usize = 256 * 1024;
-
-/// Segments of super-frames after which a burst ends: each may become a frame.
+/// Segments of super-frames after which a burst ends, looked at every [`AHEAD`] packets as [`ENOUGH`] octets are: each may become a frame.
 const ENOUGH_SEGMENTS: usize = 2048;
 
 /// What became of a burst.

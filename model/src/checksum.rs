@@ -6,7 +6,7 @@
 //! checksum is not dropped here, the host's stack judges it; the card only says what it found.
 
 use crate::frame::Contents;
-use crate::parse::{Network, Plain, Summary, Transport};
+use crate::parse::{self, Network, Plain, Summary, Transport};
 
 /// What the engine found in a received frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,14 +216,17 @@ fn is_zero(total: u64) -> bool {
     total.is_multiple_of(0xffff)
 }
 
-/// Whether the checksum of an IPv4 header, with its options, is right (RFC 791, 3.1); that of any other there is not, and it is.
+/// Whether the checksum of an IPv4 header, with its options, is right (RFC 791, 3.1); that of any other there is not, and it is. It is judged before
+/// the packet's length, which may be what is damaged, as Linux does.
 #[must_use]
 pub fn is_header_right(bytes: &[u8], summary: &Summary) -> bool {
-    let header = summary.network_offset.into()..summary.transport_offset.into();
-    // The summary vouches for the header being there; the version sees to it that it is not all zeros.
-    let header = bytes
-        .get(header)
-        .filter(|_| summary.network == Network::Ipv4);
+    let header = match summary.network {
+        // The summary vouches for the header being there.
+        Network::Ipv4 => bytes.get(summary.network_offset.into()..summary.transport_offset.into()),
+        Network::Ipv6 => None,
+        Network::Other => parse::ipv4_header(bytes, summary.network_offset.into()),
+    };
+    // The version sees to it that it is not all zeros.
     header.is_none_or(|header| is_zero(words(header, 0)))
 }
 

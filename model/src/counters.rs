@@ -220,6 +220,8 @@ pub struct PortCounters {
     pub pfc: PfcCounters,
     /// Frames that go to the host with the one before them, in one super-frame.
     pub rx_merged: u64,
+    /// Those of them that the card put there itself; the others came so from the wire.
+    pub rx_coalesced: u64,
     /// Frames delivered to the host.
     pub rx_delivered: u64,
     /// Frames that waited in a FIFO, since there was no buffer of the host's when they came (RNBC of an Intel 82576). They are not lost.

@@ -41,6 +41,10 @@ pub enum Fault {
     SpuriousInterrupt,
 }
 
+/// Octets after which a burst that a driver sends may end: with super-frames a whole one would keep the line from the other
+/// queues for milliseconds.
+pub const ENOUGH: usize = 256 * 1024;
+
 /// What a driver had to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {

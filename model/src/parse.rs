@@ -239,6 +239,19 @@ fn be16(frame: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*octets))
 }
 
+/// The octets of the IPv4 header that begins at `offset`, with its options, if its EtherType, version and length say that there is one, whatever the
+/// packet's length is.
+#[cold]
+pub(crate) fn ipv4_header(frame: &[u8], offset: usize) -> Option<&[u8]> {
+    let header = frame.get(offset..)?;
+    let first = *header.first()?;
+    let len = usize::from(first & 0x0f) * 4;
+    let is_one = be16(frame, offset.checked_sub(2)?) == Some(ETHERTYPE_IPV4)
+        && first >> 4 == 4
+        && len >= IPV4_HEADER;
+    header.get(..len).filter(|_| is_one)
+}
+
 #[inline]
 fn ipv4(frame: &[u8], offset: usize) -> Option<Summary> {
     let header = frame.get(offset..)?.first_chunk::<IPV4_HEADER>()?;

@@ -208,7 +208,7 @@ impl Phy {
             arbitration: Arbitration::default(),
         };
         let medium = phy.medium();
-        phy.arbitration.restart(Nanos::ZERO, &medium);
+        phy.arbitration.begin(Nanos::ZERO, &medium);
         phy.arbitration.hurry(Nanos::ZERO, &medium);
         phy.settle();
         phy
@@ -440,7 +440,7 @@ impl Phy {
             || before.autoneg != after.autoneg
             || !after.autoneg && before.forced != after.forced
         {
-            self.arbitration.restart(now, &medium);
+            self.arbitration.begin(now, &medium);
         } else if turned != self.turns() {
             self.arbitration.signal_changed(now, &medium);
         }

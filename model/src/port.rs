@@ -88,8 +88,6 @@ pub struct Port {
     rates: Rates,
     rx_bucket: Option<TokenBucket>,
     tx_bucket: Option<TokenBucket>,
-    /// Octets of the longest frame of the last burst that was limited: the next ones are taken to be no longer.
-    tx_longest: usize,
     /// Which queues have something that waits for the rate.
     tx_waits: Vec<bool>,
     lead: Duration,
@@ -150,7 +148,6 @@ impl Port {
             rates: config.rates,
             rx_bucket: config.rates.rx.map(TokenBucket::new),
             tx_bucket: config.rates.tx.map(TokenBucket::new),
-            tx_longest: LONGEST_SUPER_FRAME,
             tx_waits: vec![false; queues],
             lead: config.lead,
             counters: PortCounters::default(),

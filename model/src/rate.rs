@@ -76,14 +76,14 @@ impl TokenBucket {
         conforms
     }
 
-    /// From when on there is a token: the next frame may go then, whatever its length.
+    /// From when on there is a token: the next frame may go then, whatever its length. That may be before the instant that the level is of: what the line was
+    /// busy with had its tokens taken when it was to begin.
     #[must_use]
     pub fn ready(&self) -> Nanos {
-        if self.level > 0 {
-            return self.at;
-        }
-        let wait = (self.rate - self.level) / self.rate;
-        Nanos(self.at.0.saturating_add(wait as u64))
+        let lacks = (1 - self.level).div_euclid(self.rate);
+        let exact = (1 - self.level).rem_euclid(self.rate) == 0;
+        let ready = i128::from(self.at.0) + lacks + i128::from(!exact);
+        Nanos(ready.clamp(0, u64::MAX.into()) as u64)
     }
 
     /// Takes the tokens of a frame of `octets` octets that goes when it is `ready` and there is one. Returns when that is, not before
@@ -98,7 +98,7 @@ impl TokenBucket {
     /// Frames of `octets` octets that there are tokens for at `now`.
     #[must_use]
     pub fn frames(&self, octets: usize, now: Nanos) -> usize {
-        let elapsed = i128::from(now.0.saturating_sub(self.at.0));
+        let elapsed = i128::from(now.0) - i128::from(self.at.0);
         let level = self.full.min(self.level + elapsed * self.rate);
         (level.max(0) / (octets as i128 * OCTET)) as usize
     }

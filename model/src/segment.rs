@@ -365,7 +365,7 @@ fn insert_checksum(segment: &mut [u8], tcp: bool) {
     put(segment, checksum_field(tcp), sum);
 }
 
-/// Completes the checksum of `header`, one of IPv4 with its options.
+/// Writes the checksum of `header`, one of IPv4 with its options, whatever was there: cutting repairs a wrong one, as Linux's GSO does.
 pub(crate) fn insert_header_checksum(header: &mut [u8]) {
     put(header, 10, 0);
     put(header, 10, !checksum::sum(header, 0));

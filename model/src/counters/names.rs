@@ -75,7 +75,8 @@ const PFC_MIB: &str = "IEEE8021-PFC-MIB (IEEE 802.1Q, 12.23)";
 const SFC: &str = "Linux's driver sfc";
 const CODING: &str = "frames come whole, the line's coding is not modelled";
 
-/// The standard groups of `ethtool -S DEV --all-groups`, and pause frames as `ethtool -I --show-pause DEV` has them.
+/// The standard groups of `ethtool -S DEV --all-groups`, pause frames as `ethtool -I --show-pause DEV` has them, and what no standard has a name for under those
+/// of Linux's drivers mlx5 (priorities) and sfc (wrong checksums, which count both where both are wrong).
 pub const ETHTOOL: &[Name] = &[
     zero(
         "eth-phy-SymbolErrorDuringCarrier",

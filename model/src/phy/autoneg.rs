@@ -225,8 +225,21 @@ impl Arbitration {
         self.heard.is_some()
     }
 
-    /// Begins anew: auto-negotiation was enabled, disabled or restarted.
-    pub(super) fn restart(&mut self, now: Nanos, medium: &Medium) {
+    /// Begins anew for management, which enabled, disabled or restarted auto-negotiation: what has yet to be read of before is gone, too (Figure 28-18,
+    /// AUTO-NEGOTIATION ENABLE).
+    pub(super) fn begin(&mut self, now: Nanos, medium: &Medium) {
+        self.clear_latches();
+        self.restart(now, medium);
+    }
+
+    /// What stands until it is read, if nobody has read it.
+    pub(super) fn clear_latches(&mut self) {
+        self.page_received = false;
+        self.parallel_fault = false;
+    }
+
+    /// Begins anew.
+    fn restart(&mut self, now: Nanos, medium: &Medium) {
         self.forget();
         if medium.forced.is_some() {
             self.enter(State::Disabled, now, medium);
@@ -255,6 +268,7 @@ impl Arbitration {
     pub(super) fn halt(&mut self) {
         self.state = State::Disabled;
         self.due = None;
+        self.clear_latches();
         self.forget();
     }
 

@@ -216,13 +216,9 @@ impl Phy {
             (Some(3), 1) => self.latches.pcs = false,
             (Some(7), 1) => {
                 self.latches.an = false;
-                self.arbitration.page_received = false;
-                self.arbitration.parallel_fault = false;
+                self.arbitration.clear_latches();
             }
-            (None, ANER) => {
-                self.arbitration.page_received = false;
-                self.arbitration.parallel_fault = false;
-            }
+            (None, ANER) => self.arbitration.clear_latches(),
             (None, GBSR) | (Some(7), 33) => self.arbitration.role_fault = false,
             _ => {}
         }

@@ -76,35 +76,26 @@ impl Port {
         }
     }
 
-    /// When the next frame may be sent: the line is free, nobody has said PAUSE, and the rate lets it.
+    /// When the next frame may be sent: the line is free, nobody has said PAUSE, and the rate lets it. The line may run ahead of the clock, tokens may not.
     #[inline]
     pub(super) fn tx_free(&self) -> Nanos {
         let free = self.phy.tx.busy_until().max(self.pause.until());
         match &self.tx_bucket {
             None => free,
-            Some(bucket) => free.max(bucket.ready()),
+            Some(bucket) => free.max(bucket.ready() + self.lead),
         }
     }
 
-    /// Packets that a queue may send at a time, if what is sent goes by `horizon`. A station that obeys PAUSE frames commits itself to no
-    /// more than one: a frame that has begun is completed, and none begins any more (IEEE 802.3, 31B.3.7). Nor does one whose rate is limited to more
-    /// than that lets go at once; how long super-frames are it knows by those before.
+    /// Packets that a queue may send at a time. A station that obeys PAUSE frames commits itself to no more than one: a frame that has begun is
+    /// completed, and none begins any more (IEEE 802.3, 31B.3.7).
     #[must_use]
     #[inline]
-    pub(super) fn tx_burst(&self, horizon: Nanos) -> usize {
+    pub(super) fn tx_burst(&self) -> usize {
         let (_, obeys) = self.phy.pause();
         if obeys || self.pfc.is_some() {
-            return 1;
-        }
-        match &self.tx_bucket {
-            None => BURST,
-            Some(bucket) => {
-                let longest = match self.host_sends_super {
-                    true => self.tx_longest.max(self.mac.max_frame()),
-                    false => self.mac.max_frame(),
-                };
-                bucket.frames(longest, horizon).clamp(1, BURST)
-            }
+            1
+        } else {
+            BURST
         }
     }
 
@@ -270,6 +261,6 @@ impl Port {
     /// When packets that are held back may go.
     pub(crate) fn held_resumes(&self) -> Option<Nanos> {
         let resumes = self.pfc.as_ref()?.resumes()?;
-        Some(resumes.max(self.tx_free()))
+        Some(resumes.max(self.tx_free() - self.lead))
     }
 }

@@ -3,7 +3,7 @@
 use super::Port;
 use crate::counters::Drop;
 use crate::frame::Contents;
-use crate::host::QueueIndex;
+use crate::host::{ENOUGH, Fetched, QueueIndex};
 use crate::rate::{Rates, TokenBucket};
 use crate::rss::Steered;
 use crate::time::Nanos;
@@ -52,13 +52,51 @@ impl Port {
     ) {
         let line = self.phy.tx.busy_until().max(self.pause.until());
         let ready = self.tx_bucket.as_ref().map(TokenBucket::ready);
-        if ready.is_some_and(|ready| ready > horizon.max(line)) {
+        if ready.is_some_and(|ready| ready + self.lead > horizon.max(line)) {
             for queue in 0..self.queue_pairs() {
                 let index = usize::from(queue);
                 // What is held back for its priority has been fetched already.
                 let held = self.held_until(index).is_some();
                 self.tx_waits[index] = held || waits(self, QueueIndex(queue));
             }
+        }
+    }
+
+    /// Has `fetch` take up to `budget` packets of `queue`, at a time as many as there surely are tokens for at `now`, whatever their length, and one as long as
+    /// there is any. What has been fetched goes at once: there is a wire that does not look when it may.
+    #[cold]
+    pub(super) fn fetch_limited(
+        &mut self,
+        now: Nanos,
+        queue: QueueIndex,
+        budget: usize,
+        fetch: &mut impl FnMut(&mut Self, QueueIndex, usize) -> Fetched,
+    ) -> Fetched {
+        let (mut all, enough) = (Fetched::default(), self.counters.tx_octets + ENOUGH as u64);
+        loop {
+            let sure = self.surely_conform(now).min(budget - all.frames);
+            let fetched = fetch(self, queue, sure);
+            all.frames += fetched.frames;
+            all.more = fetched.more;
+            let goes_on = fetched.frames > 0
+                && fetched.more
+                && all.frames < budget
+                && self.counters.tx_octets < enough
+                && (self.tx_bucket.as_ref()).is_none_or(|bucket| bucket.ready() <= now);
+            if !goes_on {
+                return all;
+            }
+        }
+    }
+
+    /// Packets that there are tokens for at `now` whatever their length, at least one: how much a super-frame is on the line
+    /// nobody knows before it has been fetched.
+    fn surely_conform(&self, now: Nanos) -> usize {
+        match &self.tx_bucket {
+            Some(bucket) if !self.host_sends_super => {
+                bucket.frames(self.mac.max_frame(), now).max(1)
+            }
+            _ => 1,
         }
     }
 

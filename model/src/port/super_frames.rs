@@ -75,6 +75,7 @@ impl Port {
             self.vlan.admit(bytes)?;
         }
         self.counters.rx_checksums.count_left(frames);
+        // If the host has it cut it sees none of that: each segment gets a checksum of its own.
         if !checksum::is_header_right(bytes, &summary) {
             self.counters.rx_checksums.count_bad_header(frames);
         }
@@ -120,7 +121,9 @@ impl Port {
             fifos: &mut self.fifos,
         });
         self.remove_gone(frames);
-        self.counters.rx_merged += (before - frames.len()) as u64;
+        let merged = (before - frames.len()) as u64;
+        self.counters.rx_merged += merged;
+        self.counters.rx_coalesced += merged;
     }
 
     /// Puts `frames` of `queue`, of which some may be super-frames, on the line, each when its rate lets it, and appends them to `out`.
@@ -132,7 +135,6 @@ impl Port {
         frames: &mut Vec<Frame>,
         out: &mut Vec<Frame>,
     ) {
-        let mut longest = 0;
         for mut frame in frames.drain(..) {
             let stands_for = segment::frames(&frame);
             self.counters.tx_segments_made += stands_for as u64 - 1;
@@ -140,7 +142,6 @@ impl Port {
             let destination = Destination::of_frame(frame.bytes());
             self.counters.count_sent(destination, stands_for as u64);
             let octets = phy::octets_on_line(&frame);
-            longest = longest.max(octets);
             let ready = self.shape(queue, stands_for, octets, ready);
             if stands_for > 1 && !self.wire_has_super_frames {
                 self.send_segments(ready, queue, frame, stands_for, out);
@@ -150,7 +151,6 @@ impl Port {
             self.count_line(queue, stands_for as u64, octets as u64);
             out.push(frame);
         }
-        self.tx_longest = longest;
     }
 
     fn send_segments(

@@ -38,7 +38,7 @@ impl Port {
             }
             return false;
         }
-        let fetched = fetch(self, QueueIndex(0), self.tx_burst(horizon));
+        let fetched = self.fetch(now, QueueIndex(0), self.tx_burst(), &mut fetch);
         self.tx_paused = fetched.more && self.tx_free() > horizon;
         fetched.frames > 0
     }
@@ -51,7 +51,7 @@ impl Port {
     ) -> bool {
         let queues = self.lines.len();
         let horizon = now + self.lead;
-        let mut burst = self.tx_burst(horizon);
+        let burst = self.tx_burst();
         let (mut worked, mut emptied, mut owing) = (false, 0, false);
         let mut free = self.tx_free() <= horizon;
         if !free && self.tx_bucket.is_some() {
@@ -79,7 +79,7 @@ impl Port {
             // What was held back goes first.
             let budget = if held.is_some() { 0 } else { budget };
             let before = self.counters.tx_octets;
-            let fetched = fetch(self, QueueIndex(this as u16), budget);
+            let fetched = self.fetch(now, QueueIndex(this as u16), budget, &mut fetch);
             emptied += usize::from(!fetched.more);
             if fetched.frames == 0 && held.is_none() {
                 continue;
@@ -88,7 +88,7 @@ impl Port {
             if fetched.frames > 0 || octets > 0 {
                 let frames = fetched.frames.max(1);
                 queue = self.scheduler.sent(this, frames, octets, !fetched.more);
-                (free, burst) = (self.tx_free() <= horizon, self.tx_burst(horizon));
+                free = self.tx_free() <= horizon;
                 worked = true;
             }
         }
@@ -98,6 +98,21 @@ impl Port {
             return true;
         }
         worked
+    }
+
+    /// Has `fetch` take and send up to `budget` of the packets of `queue`, as far as there are tokens.
+    #[inline]
+    fn fetch(
+        &mut self,
+        now: Nanos,
+        queue: QueueIndex,
+        budget: usize,
+        fetch: &mut impl FnMut(&mut Self, QueueIndex, usize) -> Fetched,
+    ) -> Fetched {
+        match self.tx_bucket {
+            None => fetch(self, queue, budget),
+            Some(_) => self.fetch_limited(now, queue, budget, fetch),
+        }
     }
 
     /// When the line is free for what the host may have to send, if that waits for it.

@@ -266,8 +266,10 @@ fn a_stream_is_one_super_frame() {
         assert_eq!((frame.gso.size, segment::frames(frame)), (1000, 10));
         let (counters, others) = (on.counters(&[]), off.counters(&[]));
         assert_eq!((counters.rx_merged, others.rx_merged), (9, 0));
+        assert_eq!((counters.rx_coalesced, others.rx_coalesced), (9, 0));
         let same = |counters: PortCounters| PortCounters {
             rx_merged: 0,
+            rx_coalesced: 0,
             ..counters
         };
         assert_eq!(same(counters.clone()), same(others));

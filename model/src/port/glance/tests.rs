@@ -348,6 +348,10 @@ fn it_is_not_enough_for_what_needs_a_thorough_look() {
         let with = |damage: Damage| {
             let mut bytes = good.clone();
             damage.happen(&mut bytes);
+            if !ipv6 {
+                // It is not for the header's checksum.
+                segment::insert_header_checksum(&mut bytes[14..34]);
+            }
             enough(&bytes)
         };
         assert_eq!(with(Damage::Cut(good.len() - 1)), [false; 2], "cut off");
@@ -359,5 +363,10 @@ fn it_is_not_enough_for_what_needs_a_thorough_look() {
         assert_eq!(with(Damage::Unused), [!ipv6, true], "no checksum");
         let last = good.len() - 1;
         assert_eq!(with(Damage::Header(last, 0)), [false, true], "damaged");
+        if !ipv6 {
+            let mut bytes = good.clone();
+            bytes[22] ^= 1;
+            assert_eq!(enough(&bytes), [false, true], "a wrong header");
+        }
     }
 }

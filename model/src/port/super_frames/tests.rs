@@ -48,6 +48,8 @@ fn the_line_and_the_fifo_see_the_frames_that_a_super_frame_stands_for() {
             (c.rx_frames, c.rx_octets, c.rx_sizes, c.rx_unicast)
         };
         assert_eq!(seen(&counters), seen(&cut.counters(&[])));
+        let merged = (counters.rx_merged, counters.rx_coalesced);
+        assert_eq!(merged, (count as u64 - 1, 0), "not by the card");
         // For whoever waits until a FIFO has got that far, too.
         let fifo = whole.fifos[0];
         assert_eq!((fifo.pushed(), fifo.taken()), (count as u64, 1));
@@ -90,6 +92,27 @@ fn a_wire_gets_a_super_frame_or_its_segments_at_the_same_instants() {
             assert_eq!(port.pool.lent(), 0);
         }
     }
+}
+
+#[test]
+fn a_wrong_header_counts_for_each_frame_that_it_stands_for_and_not_in_the_segments() {
+    let mut port = port();
+    port.set_super_frames(true);
+    let shape = usual(Segmentation::Tcpv4, 1448, 5 * 1448);
+    let good = super_frame(&mut port.pool, &shape);
+    let mut bad = super_frame(&mut port.pool, &shape);
+    // The time to live is in no pseudo-header.
+    bad.bytes_mut()[22] ^= 1;
+    let mut admitted = receive(&mut port, vec![good, bad]);
+    assert_eq!(admitted.len(), 2, "none of it is a drop");
+    let checksums = port.counters(&[]).rx_checksums;
+    assert_eq!((checksums.bad_header(), checksums.left()), (5, 10));
+    for segment in segments(&mut port, &admitted[1]) {
+        let summary = parse::summarise(segment.bytes());
+        assert!(checksum::is_header_right(segment.bytes(), &summary));
+        port.pool.give(segment);
+    }
+    port.release(QueueIndex(0), admitted.drain(..));
 }
 
 #[test]

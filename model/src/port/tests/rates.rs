@@ -129,8 +129,7 @@ fn who_waited_for_one_rate_has_not_waited_for_the_next() {
 fn no_more_packets_are_fetched_than_there_are_tokens_for_the_longest() {
     for (burst, sends_super, expected) in [
         (65_536, false, 42), // of 1526 octets
-        (65_536, true, 1),
-        (800_000, true, 10), // of 72 KiB
+        (800_000, true, 1),  // of any length
         (800_000, false, BURST),
     ] {
         let tx = Some(Limit {
@@ -149,33 +148,67 @@ fn no_more_packets_are_fetched_than_there_are_tokens_for_the_longest() {
 }
 
 #[test]
-fn how_long_super_frames_are_is_known_by_those_before() {
-    let tx = Some(Limit {
-        bits_per_second: 10_000_000,
-        burst: 800_000,
-    });
+fn short_frames_do_not_wait_for_a_round_each_where_super_frames_may_come() {
+    let tx = Some(limit());
     let mut card = limited(Rates { rx: None, tx });
     card.port.host_sends_super = true;
-    let ask = |card: &mut Card, now| {
-        let mut asked = 0;
-        card.port.transmit(now, |_, _, budget| {
-            asked = budget;
-            Fetched::default()
+    let (mut host, mut out) = (Senders(vec![1_000]), Vec::new());
+    assert!(card.transmit(Nanos(0), &mut out, &mut host));
+    assert_eq!(out.len(), BURST);
+    // As far as the tokens go.
+    card.transmit(card.port.phy.tx.busy_until(), &mut out, &mut host);
+    let by_then = allowed(BURST as u64 * 1_020 * 8) / 1_000 + 1;
+    assert_eq!(out.len() as u64, by_then);
+    card.port.pool.give_all(out);
+}
+
+#[test]
+fn no_more_is_fetched_than_the_burst_and_the_rate_and_one_frame_whatever_came_before() {
+    for (queues, lead, burst) in [(1, 0, 131_072), (1, 100, 131_072), (3, 100, 5_000_000)] {
+        let tx = Limit {
+            bits_per_second: 100_000_000,
+            burst,
+        };
+        let mut card = card(|c| {
+            c.speed = Speed::from_mbps(10_000).unwrap();
+            c.queue_pairs = queues;
+            c.lead = Duration::from_micros(lead);
+            c.rates.tx = Some(tx);
         });
-        asked
-    };
-    assert_eq!(ask(&mut card, Nanos(0)), 10, "of 72 KiB");
-    let (mut out, mut now) = (Vec::new(), Nanos(0));
-    for (octets, expected) in [(1_000, BURST), (20_000, 40), (60_000, 13), (100, BURST)] {
-        let mut frame = card.pool.take_big();
-        frame.set_len(octets - FCS);
-        let mut frames = vec![frame];
-        card.port.send(now, QueueIndex(0), &mut frames, &mut out);
-        // The bucket is full again.
-        now += Duration::from_secs(1);
-        assert_eq!(ask(&mut card, now), expected, "{octets}");
+        card.port.host_sends_super = true;
+        let mut host = Senders(vec![0; queues.into()]);
+        let (mut now, mut out) = (Nanos(0), Vec::new());
+        // Few and short, then as many and as long as may be, from another queue where there is one.
+        for (lens, until) in [(64, 100_000), (scheduling::SUPER, 40_000_000)] {
+            host.0.fill(if lens == 64 { 0 } else { lens });
+            host.0[0] = lens;
+            while now < Nanos(until) {
+                let counters = card.counters();
+                let free = card.port.phy.tx.busy_until().max(now);
+                card.transmit(now, &mut out, &mut host);
+                let frames = card.counters().tx_frames - counters.tx_frames;
+                let octets = card.counters().tx_octets - counters.tx_octets;
+                card.port.pool.give_all(out.drain(..));
+                // A wire may have it at once, and a super-frame is no longer than that.
+                let most = u128::from(u64::from(burst) + 70_000) * 8_000_000_000
+                    + u128::from(now.0) * u128::from(tx.bits_per_second);
+                let gone = u128::from(card.counters().tx_octets) * 8_000_000_000;
+                assert!(gone <= most, "{queues} {lead} {burst} at {now:?}");
+                // The line has what is on it, and nothing that waits.
+                let on_line = (octets + 20 * frames) * 8 / 10;
+                let busy = card.port.phy.tx.busy_until().0;
+                assert!(busy <= free.0 + on_line + frames, "{queues} {lead} {burst}");
+                now = Nanos(now.0 + 10_000);
+            }
+        }
+        // It was the limit that they waited for.
+        let sent = card.counters().tx_octets;
+        assert!(sent > u64::from(burst) + 40_000_000 / 80 - 70_000, "{sent}");
+        card.port.set_rates(Rates::default());
+        assert!(card.transmit(now, &mut out, &mut host), "at once");
+        card.port.pool.give_all(out);
+        assert_balanced(&card);
     }
-    card.pool.give_all(out);
 }
 
 #[test]

@@ -272,6 +272,14 @@ fn wrong_checksums_of_headers_are_counted_beside_those_of_what_is_behind_them() 
     group[..6].fill(0xff);
     let mut tagged = header.clone();
     tagged.splice(12..12, [0x81, 0, 0, 5]);
+    // Of a packet that is longer then than its frame, or shorter than its header.
+    let [mut longer, mut shorter] = [good.clone(), good.clone()];
+    longer[16] ^= 0x80;
+    shorter[17] = 19;
+    // What is no header has no checksum: another version, a length that is none, or that is beyond the frame.
+    let [mut five, mut short, mut cut] = [good.clone(), good.clone(), good.clone()];
+    (five[14], short[14], cut[14]) = (0x55, 0x44, 0x4f);
+    cut.truncate(60);
     // Version 6 has none.
     let mut six = Vec::new();
     PacketBuilder::ethernet2([2; 6], OWN)
@@ -280,7 +288,8 @@ fn wrong_checksums_of_headers_are_counted_beside_those_of_what_is_behind_them() 
         .write(&mut six, &[0x5a; 40])
         .unwrap();
     let bad = [header.clone(), both, unused, other, options, group, tagged];
-    let frames: Vec<_> = bad.into_iter().chain([good, right, six]).collect();
+    let bad = bad.into_iter().chain([longer, shorter]);
+    let frames: Vec<_> = bad.chain([good, right, six, five, short, cut]).collect();
     assert_eq!(
         arrive(&mut card, &mut host, Nanos(1_000_000), &frames),
         frames.len(),
@@ -294,13 +303,13 @@ fn wrong_checksums_of_headers_are_counted_beside_those_of_what_is_behind_them() 
     card.receive(Nanos(3_000_000), &mut Vec::new(), &mut host);
     assert_balanced(&card);
     let checksums = card.counters().rx_checksums;
-    assert_eq!(checksums.bad_header(), 7);
+    assert_eq!(checksums.bad_header(), 9);
     // What is behind a header counts as ever.
     assert_eq!(
         (checksums.good(), checksums.bad(), checksums.none()),
-        (8, 1, 2)
+        (8, 1, 7)
     );
-    assert_eq!(named(&card, "rx_ip_hdr_chksum_err"), 7);
+    assert_eq!(named(&card, "rx_ip_hdr_chksum_err"), 9);
     assert_eq!(named(&card, "rx_tcp_udp_chksum_err"), 1);
 }
 
