@@ -43,7 +43,7 @@ pub struct EngineConfig {
     pub poll: PollMode,
     /// The CPUs that they are kept on.
     pub cpus: CpuList,
-    /// What they live by.
+    /// What they live by; a card without workers has a time of its own.
     pub clock: Clock,
     /// Who hears of the link.
     pub watch: Watch,
@@ -89,7 +89,7 @@ impl Engine {
                 card
             };
             if workers == 0 {
-                let worker = worker::here(bell, make, clock)?;
+                let worker = worker::here(bell, make)?;
                 return Ok((Engine::Whole(worker), Vec::new()));
             }
             let (worker, running) = worker::spawn(called("nic-worker"), bell, make, thread(0))?;

@@ -52,7 +52,7 @@ pub struct NicConfig {
     /// What goes wrong on purpose.
     pub fault: FaultSpec,
     /// Workers: one runs the whole card, of more each has some of the queue pairs, and the port a thread of its own. With none,
-    /// which is for tests, the card runs while it is asked for something ([`worker::here`]).
+    /// which is for tests, the card runs while it is asked for something, in a time of its own ([`worker::here`]).
     pub workers: u16,
     /// What they do that have nothing to do.
     pub poll: PollMode,

@@ -9,8 +9,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,6 +27,10 @@ use crate::cpus;
 use crate::lane::Bell;
 use crate::patience::{Patience, PollMode, Waits};
 
+mod here;
+
+use here::Here;
+
 /// How far the card may run ahead of the clock: about what a thread is late that sleeps, or one that always spins
 /// and has a burst at hand.
 #[must_use]
@@ -40,9 +44,6 @@ pub const fn lead(poll: PollMode) -> Duration {
 /// Rounds without work that the worker makes before it sleeps: a driver that answers at once is not waited
 /// for asleep.
 const IDLE_ROUNDS: u32 = 3;
-
-/// Rounds that a worker without a thread makes at a time.
-const ROUNDS: usize = 1_000;
 
 /// What a worker runs: a whole card, or a part of one.
 pub trait Body: 'static {
@@ -103,11 +104,19 @@ enum Kick {
     Polled,
 }
 
+/// What a card lives by.
+enum Time {
+    /// The machine's time.
+    Machine(Clock),
+    /// A time of its own, which a worker without a thread says.
+    Own(Nanos),
+}
+
 /// The worker's own side.
 pub struct Worker<B> {
     /// What it runs.
     pub body: B,
-    clock: Clock,
+    time: Time,
     /// What it was asked to do while there is nothing to do; whether it always spins, for that or another reason.
     poll: PollMode,
     spinning: bool,
@@ -122,19 +131,22 @@ pub struct Worker<B> {
 }
 
 /// The worker's side that others hold.
-pub enum WorkerHandle<B> {
-    /// It has a thread, which does what is sent to it and is woken for that.
+pub struct WorkerHandle<B>(Runs<B>);
+
+/// Who runs it.
+enum Runs<B> {
+    /// A thread, which does what is sent to it and is woken for that.
     Thread(Sender<Job<B>>, Arc<Bell>),
-    /// It has none: who asks runs it.
-    Here(Arc<Mutex<Worker<B>>>),
+    /// Whoever asks.
+    Here(Arc<Here<B>>),
 }
 
 impl<B> Clone for WorkerHandle<B> {
     fn clone(&self) -> Self {
-        match self {
-            WorkerHandle::Thread(jobs, bell) => WorkerHandle::Thread(jobs.clone(), bell.clone()),
-            WorkerHandle::Here(worker) => WorkerHandle::Here(worker.clone()),
-        }
+        WorkerHandle(match &self.0 {
+            Runs::Thread(jobs, bell) => Runs::Thread(jobs.clone(), bell.clone()),
+            Runs::Here(worker) => Runs::Here(worker.clone()),
+        })
     }
 }
 
@@ -167,15 +179,9 @@ impl<B: Body> WorkerHandle<B> {
         &self,
         job: impl FnOnce(&mut Worker<B>) -> R + Send + 'static,
     ) -> Result<R, Ended> {
-        let (jobs, bell) = match self {
-            WorkerHandle::Thread(jobs, bell) => (jobs, bell),
-            WorkerHandle::Here(worker) => {
-                let mut worker = worker.lock().map_err(|_| Ended::Gone)?;
-                worker.come_to_rest();
-                let result = job(&mut worker);
-                worker.come_to_rest();
-                return Ok(result);
-            }
+        let (jobs, bell) = match &self.0 {
+            Runs::Thread(jobs, bell) => (jobs, bell),
+            Runs::Here(worker) => return worker.call(job),
         };
         let (answer, answered) = mpsc::sync_channel(1);
         let job = Box::new(move |worker: &mut Worker<B>| {
@@ -235,7 +241,8 @@ pub fn spawn<B: Body>(
         let ThreadConfig { clock, poll, cpu } = thread;
         // Before anything is made, so that it lies in memory near that CPU.
         let pinned = cpu.map_or(Ok(()), cpus::pin).map_err(anyhow::Error::from);
-        let worker = pinned.and_then(|()| Worker::new(make(clock.now()), clock, poll, queue, ours));
+        let time = Time::Machine(clock);
+        let worker = pinned.and_then(|()| Worker::new(make(clock.now()), time, poll, queue, ours));
         match worker {
             Ok(mut worker) => {
                 let _ = ready.send(Ok(()));
@@ -248,28 +255,27 @@ pub fn spawn<B: Body>(
     };
     let thread = thread::Builder::new().name(name).spawn(run)?;
     started.recv().context("the worker ended at once")??;
-    Ok((WorkerHandle::Thread(jobs, bell), thread))
+    Ok((WorkerHandle(Runs::Thread(jobs, bell)), thread))
 }
 
-/// A worker without a thread, of what `make` builds: it runs while it is asked for something, and hears of no kicks. What it does
-/// then depends on nobody's timing.
+/// A worker without a thread, of what `make` builds: whoever asks something of it runs it, and its time passes only then.
 ///
 /// # Errors
 /// The system refuses a descriptor, or the wire cannot be waited for.
 pub fn here<B: Body>(
     bell: Arc<Bell>,
     make: impl FnOnce(Nanos) -> B,
-    clock: Clock,
 ) -> anyhow::Result<WorkerHandle<B>> {
     let (_, nobody) = mpsc::channel();
-    let worker = Worker::new(make(clock.now()), clock, PollMode::Never, nobody, bell)?;
-    Ok(WorkerHandle::Here(Arc::new(Mutex::new(worker))))
+    let (begin, poll) = (Nanos::ZERO, PollMode::Never);
+    let worker = Worker::new(make(begin), Time::Own(begin), poll, nobody, bell)?;
+    Ok(WorkerHandle(Runs::Here(Arc::new(Here::new(worker)))))
 }
 
 impl<B: Body> Worker<B> {
     fn new(
         mut body: B,
-        clock: Clock,
+        time: Time,
         poll: PollMode,
         jobs: Receiver<Job<B>>,
         bell: Arc<Bell>,
@@ -282,7 +288,7 @@ impl<B: Body> Worker<B> {
         let queues = body.rings().device.queues();
         Ok(Worker {
             body,
-            clock,
+            time,
             poll,
             spinning: poll == PollMode::Always,
             patience: Patience::new(poll),
@@ -298,7 +304,7 @@ impl<B: Body> Worker<B> {
     fn run(&mut self) {
         let mut idle = 0;
         while !self.stopping {
-            let now = self.clock.now();
+            let now = self.now();
             let worked = self.body.round(now);
             let asked = self.do_jobs();
             if asked {
@@ -322,7 +328,7 @@ impl<B: Body> Worker<B> {
             idle += 1;
             if idle > IDLE_ROUNDS {
                 self.bell.doze();
-                let ready = self.body.idle(self.clock.now());
+                let ready = self.body.idle(self.now());
                 // Asking for kicks touches guest memory.
                 if !ready && !self.body.rings().device.memory_is_gone() {
                     self.sleep();
@@ -330,17 +336,6 @@ impl<B: Body> Worker<B> {
                 self.bell.rise();
             }
         }
-    }
-
-    /// Without a thread: does what there is to do, as far as it ends.
-    fn come_to_rest(&mut self) {
-        for _ in 0..ROUNDS {
-            let now = self.clock.now();
-            if !self.body.round(now) && !self.body.idle(now) {
-                break;
-            }
-        }
-        self.body.rings().busy();
     }
 
     /// Does what others asked for. Returns whether there was anything.
@@ -379,16 +374,19 @@ impl<B: Body> Worker<B> {
     }
 
     fn sleep(&mut self) {
-        let now = self.clock.now();
+        let now = self.now();
         self.watch_wire(now);
-        let timeout = self.body.next_deadline(now).map(|due| {
-            let left = due.since(now);
-            rustix::event::Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
+        let left = self.body.next_deadline(now).map(|due| due.since(now));
         self.patience.waits.sleeps += 1;
+        self.wait(left);
+    }
+
+    /// Waits for what wakes us, `longest` at most, and hears what it is.
+    fn wait(&mut self, longest: Option<Duration>) {
+        let timeout = longest.map(|longest| rustix::event::Timespec {
+            tv_sec: longest.as_secs() as i64,
+            tv_nsec: i64::from(longest.subsec_nanos()),
+        });
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
         let woken = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((woken, _)) => woken,
@@ -438,7 +436,10 @@ impl<B: Body> Worker<B> {
     /// The present instant on the worker's clock.
     #[must_use]
     pub fn now(&self) -> Nanos {
-        self.clock.now()
+        match &self.time {
+            Time::Machine(clock) => clock.now(),
+            Time::Own(now) => *now,
+        }
     }
 }
 
@@ -448,7 +449,7 @@ impl<B: Body> ServesRings for Worker<B> {
     }
 
     fn now(&self) -> Nanos {
-        self.clock.now()
+        Worker::now(self)
     }
 
     fn set_kick(&mut self, queue: usize, kick: Option<File>) {

@@ -90,11 +90,13 @@ pub trait Host {
     fn fault(&mut self, _queue: QueueIndex, _direction: Direction, _fault: Fault) {}
 }
 
-/// A host that records what is delivered to it and sends what a test gave it.
-#[derive(Debug, Default)]
-pub struct Recorder {
+/// A host that records what is delivered to it, of each frame a `T`, and sends what a test gave it.
+#[derive(Debug)]
+pub struct Recorder<T = Vec<u8>> {
+    /// What it keeps of a frame.
+    pub keep: fn(&Frame) -> T,
     /// Frames delivered, in order, with their queue.
-    pub delivered: Vec<(QueueIndex, Vec<u8>)>,
+    pub delivered: Vec<(QueueIndex, T)>,
     /// Frames to be sent.
     pub to_send: std::collections::VecDeque<(Vec<u8>, crate::frame::Checksum)>,
     /// Buffers left to receive into; `None` is as many as it takes.
@@ -109,7 +111,31 @@ pub struct Recorder {
     pub completed: usize,
 }
 
-impl Host for Recorder {
+impl<T> Recorder<T> {
+    /// One that keeps what `keep` makes of a frame.
+    #[must_use]
+    pub fn keeping(keep: fn(&Frame) -> T) -> Self {
+        Recorder {
+            keep,
+            delivered: Vec::new(),
+            to_send: Default::default(),
+            buffers: None,
+            interrupts: Vec::new(),
+            shown_late: 0,
+            faults: Vec::new(),
+            completed: 0,
+        }
+    }
+}
+
+impl Default for Recorder {
+    /// One that keeps the octets.
+    fn default() -> Self {
+        Recorder::keeping(|frame| frame.bytes().to_vec())
+    }
+}
+
+impl<T> Host for Recorder<T> {
     fn receives(&self, _queue: QueueIndex) -> bool {
         true
     }
@@ -119,8 +145,11 @@ impl Host for Recorder {
         if let Some(buffers) = &mut self.buffers {
             *buffers -= taken;
         }
-        self.delivered
-            .extend(frames[..taken].iter().map(|f| (queue, f.bytes().to_vec())));
+        self.delivered.extend(
+            frames[..taken]
+                .iter()
+                .map(|frame| (queue, (self.keep)(frame))),
+        );
         taken
     }
 

@@ -93,16 +93,18 @@ impl Memory {
         self.slice().copy_from(&self.clear);
     }
 
-    /// All of it, canaries too, as it is now. Nobody writes to it before what is looked at is let go of: the targets have one thread.
-    fn now(&self) -> &[u8] {
-        // SAFETY: it is mapped for ever, and of no other type.
-        unsafe { std::slice::from_raw_parts(self.backing.as_ptr(), self.backing.size()) }
+    /// What `look` makes of all of it, canaries too, as it is now.
+    fn look<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
+        // SAFETY: it is mapped for ever, and its octets may be anything. Nobody writes to it while they are borrowed: whoever has the
+        // memory, the device too, runs on the thread that is here, and what is called below copies or compares, and keeps nothing.
+        let all = unsafe { std::slice::from_raw_parts(self.backing.as_ptr(), self.backing.size()) };
+        look(all)
     }
 
     /// Copies all of it, canaries too, into `copy`.
     pub fn copy_to(&self, copy: &mut Vec<u8>) {
         copy.clear();
-        copy.extend_from_slice(self.now());
+        self.look(|now| copy.extend_from_slice(now));
     }
 
     /// The guest address of octet `at` of a copy; `None` for a canary's.
@@ -142,7 +144,7 @@ impl Memory {
     /// # Panics
     /// That is what it is for.
     pub fn assert_unchanged_but(&self, before: &[u8], allowed: &[(u64, u64)]) {
-        assert_same(before, self.now(), allowed);
+        self.look(|now| assert_same(before, now, allowed));
     }
 
     /// Panics if a canary has changed.
@@ -150,12 +152,14 @@ impl Memory {
     /// # Panics
     /// That is what it is for.
     pub fn assert_canaries(&self) {
-        let (now, mut start) = (self.now(), 0);
-        for (_, len) in RANGES.into_iter().chain([(0, 0)]) {
-            let canary = start..start + PAGE;
-            assert!(now[canary.clone()] == self.clear[canary], "a canary died");
-            start += PAGE + len;
-        }
+        self.look(|now| {
+            let mut start = 0;
+            for (_, len) in RANGES.into_iter().chain([(0, 0)]) {
+                let canary = start..start + PAGE;
+                assert!(now[canary.clone()] == self.clear[canary], "a canary died");
+                start += PAGE + len;
+            }
+        });
     }
 
     /// Whether `len` octets at `addr` are all guest memory.

@@ -1,6 +1,6 @@
 //! A front-end that says what it likes: messages of the vhost-user protocol in any order, with any fields and descriptors, and the memory
-//! and the rings that come with them. Mostly the card runs on the thread that handles the messages, so that an execution takes little
-//! time; the others have a NIC with its threads, one worker or several.
+//! and the rings that come with them. Mostly the card runs on the thread that handles the messages or kicks it, so that an execution takes
+//! little time; the others have a NIC with its threads, one worker or several.
 //!
 //! Each connection ends, whatever was said, and the next one is served; the process holds no more descriptors than before.
 
@@ -34,6 +34,10 @@ use vhost::vhost_user::message::FrontendReq as Req;
 
 use super::input::Input;
 
+/// Queue pairs of each NIC.
+const PAIRS: u16 = 3;
+/// Workers of a NIC at most.
+const WORKERS: u16 = 3;
 /// Octets of the guest's memory.
 const MEMORY: u64 = 0x1_0000;
 /// What a front-end does before it goes, at most.
@@ -44,9 +48,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const COUNTED: usize = 64;
 /// Octets that each ring may take.
 const RING: u64 = 0x800;
-
-/// Workers of a NIC at most.
-const WORKERS: u16 = 3;
 
 /// The NICs, which are the same for all inputs.
 struct Attacked {
@@ -70,10 +71,10 @@ fn attacked() -> &'static Attacked {
             name: None,
             socket: directory.path().join(format!("nic-{workers}.sock")),
             port: PortConfig {
-                queue_pairs: WORKERS,
+                queue_pairs: PAIRS,
                 ..PortConfig::default()
             },
-            features: Features::supported(WORKERS),
+            features: Features::supported(PAIRS),
             wire: WireSpec::Loopback,
             fault: FaultSpec::default(),
             workers,
@@ -119,7 +120,10 @@ fn settled() -> usize {
 }
 
 /// A front-end.
-struct Front {
+struct Front<'a> {
+    nic: &'a NicServer,
+    /// Whether that has a thread that hears of kicks.
+    threaded: bool,
     connection: Connection,
     memory: Arc<GuestMemory>,
     region: RegionInfo,
@@ -136,11 +140,12 @@ struct Front {
 pub fn run(data: &[u8]) {
     let nic = attacked();
     let mut input = Input::new(data);
-    let server = &nic.servers[match input.u8() {
+    let workers = match input.u8() {
         script @ 0xf0.. => usize::from(1 + u16::from(script) % WORKERS),
         _ => 0,
-    }];
-    let mut front = Front::connect(server);
+    };
+    let server = &nic.servers[workers];
+    let mut front = Front::connect(server, workers > 0);
     for _ in 0..STEPS {
         if input.is_empty() || !front.step(&mut input) {
             break;
@@ -161,9 +166,9 @@ pub fn run(data: &[u8]) {
     }
 }
 
-impl Front {
+impl<'a> Front<'a> {
     /// Connects, and is served: whatever the one before has done.
-    fn connect(nic: &NicServer) -> Self {
+    fn connect(nic: &'a NicServer, threaded: bool) -> Self {
         let stream = UnixStream::connect(nic.socket()).expect("it listens");
         let connection = Connection::new(stream, PATIENCE).expect("a timeout is set");
         connection
@@ -174,6 +179,8 @@ impl Front {
         let event = || OwnedFd::from(EventFd::new().expect("an eventfd"));
         let (socket, _) = UnixStream::pair().expect("two sockets");
         Front {
+            nic,
+            threaded,
             connection,
             region: memory.regions()[0],
             memory,
@@ -269,6 +276,11 @@ impl Front {
             4 => {
                 let event = &self.fds[usize::from(script >> 4) % 2];
                 let _ = nix::unistd::write(event, &1u64.to_ne_bytes());
+                // Whoever asks something of it runs it.
+                assert!(
+                    self.threaded || self.nic.faults().is_ok(),
+                    "the NIC has ended"
+                );
                 true
             }
             5 if script >= 0xf0 => {
@@ -290,9 +302,9 @@ impl Front {
 
     /// What a front-end says to have a queue served, with some of it wrong.
     fn attach(&mut self, input: &mut Input<'_>) -> bool {
-        let queue = u32::from(input.u8()) % (2 * u32::from(WORKERS) + 2);
+        let queue = u32::from(input.u8()) % (2 * u32::from(PAIRS) + 2);
         let mut features = Features::VERSION_1 | Features::PROTOCOL_FEATURES | Features::MRG_RXBUF;
-        features |= Features::from_bits_truncate(input.u64()) & Features::supported(WORKERS);
+        features |= Features::from_bits_truncate(input.u64()) & Features::supported(PAIRS);
         let region = memory_region(&self.region, self.region.host_addr);
         let base = RING * u64::from(queue);
         let (kick, call) = (self.fd(0), self.fd(1));

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader, VlanId};
 use nic_device::features::Features;
 use nic_device::header::{LEGACY_HEADER, NetHeader};
+use nic_model::chance;
 use nic_model::checksum;
-use nic_model::counters::Drops;
 use nic_model::frame::Frame;
-use nic_model::host::{Direction, Fetched, Host, QueueIndex};
+use nic_model::host::Recorder;
 use nic_model::port::{Port, PortConfig};
 use nic_model::queues::Queues;
 use nic_model::rsc::Takes;
@@ -34,15 +34,16 @@ fn packets() -> usize {
     }
 }
 
-struct Random(u64);
+/// Chance, in numbers as they are used here.
+struct Random(chance::Random);
 
 impl Random {
-    fn below(&mut self, below: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.0 >> 33) as usize % below
+    fn new(seed: u64) -> Self {
+        Random(chance::Random::new(seed, 0))
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.0.below(bound as u64) as usize
     }
 
     /// In `percent` of a hundred cases.
@@ -51,48 +52,21 @@ impl Random {
     }
 }
 
-/// What a driver would be given, each with the header that tells of merged segments and the one that tells where checksums are.
-#[derive(Default)]
-struct Driver {
-    given: Vec<(NetHeader, NetHeader, Vec<u8>)>,
-}
+/// What a driver would be given of a frame: the header that tells of merged segments, the one that tells where checksums are, octets.
+type Given = (NetHeader, NetHeader, Vec<u8>);
 
-impl Host for Driver {
-    fn receives(&self, _: QueueIndex) -> bool {
-        true
-    }
-
-    fn deliver(&mut self, _: QueueIndex, frames: &[Frame], _: &mut Drops) -> usize {
-        let plain = Features::all() - Features::RSC_EXT;
-        self.given.extend(frames.iter().map(|frame| {
-            let told = NetHeader::received(frame, 1, Features::all());
-            let header = NetHeader::received(frame, 1, plain);
-            (told, header, frame.bytes().to_vec())
-        }));
-        frames.len()
-    }
-
-    fn fetch_tx(
-        &mut self,
-        _: QueueIndex,
-        _: usize,
-        _: &mut Pool,
-        _: &mut Vec<Frame>,
-        _: &mut Drops,
-    ) -> Fetched {
-        Fetched::default()
-    }
-
-    fn complete_tx(&mut self, _: QueueIndex) {}
-
-    fn interrupt(&mut self, _: QueueIndex, _: Direction) {}
+fn given(frame: &Frame) -> Given {
+    let header = |features| NetHeader::received(frame, 1, features);
+    let plain = Features::all() - Features::RSC_EXT;
+    let (told, plain) = (header(Features::all()), header(plain));
+    (told, plain, frame.bytes().to_vec())
 }
 
 /// A card without rings.
 struct Bare {
     port: Port,
     queues: Queues,
-    driver: Driver,
+    driver: Recorder<Given>,
     now: Nanos,
 }
 
@@ -112,13 +86,13 @@ impl Bare {
         Bare {
             port,
             queues: Queues::new(&config),
-            driver: Driver::default(),
+            driver: Recorder::keeping(given),
             now: Nanos(0),
         }
     }
 
     /// What becomes of a burst.
-    fn receive(&mut self, burst: &[Vec<u8>]) -> Vec<(NetHeader, NetHeader, Vec<u8>)> {
+    fn receive(&mut self, burst: &[Vec<u8>]) -> Vec<Given> {
         let mut frames = Vec::new();
         for bytes in burst {
             let mut frame = self.port.pool.take();
@@ -136,7 +110,8 @@ impl Bare {
         assert_eq!(counters.receive_balance(0), 0);
         assert!(counters.statistics_agree());
         assert_eq!((counters.drops.total(), self.port.pool.lent()), (0, 0));
-        std::mem::take(&mut self.driver.given)
+        let given = self.driver.delivered.drain(..);
+        given.map(|(_, given)| given).collect()
     }
 }
 
@@ -323,7 +298,7 @@ fn linux_cuts_what_was_merged_into_what_came() {
         let Some((from, mut to)) = bridge(1) else {
             return;
         };
-        let (mut card, mut random) = (Bare::new(), Random(1));
+        let (mut card, mut random) = (Bare::new(), Random::new(1));
         let mut pool = crate::wire::testing::pool(1500);
         let (mut came, mut merged, mut wholes) = (0, 0, 0);
         while came < packets() {
@@ -594,7 +569,7 @@ fn linux_drops_what_the_card_finds_wrong_and_nothing_else() {
         let Some(mut kernel) = Kernel::new() else {
             return;
         };
-        let (mut card, mut random) = (Bare::new(), Random(2));
+        let (mut card, mut random) = (Bare::new(), Random::new(2));
         let mut seen = BTreeMap::new();
         for _ in 0..packets() {
             let bytes = packet(&mut random);
