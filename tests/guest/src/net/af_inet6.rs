@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use super::ip_sockglue::IpPmtudisc;
 use super::ip6_route::Rt6Info;
-use super::ipv6::{IN6ADDR_ANY, IN6ADDR_LOOPBACK, is_linklocal, is_multicast, needs_scope_id};
+use super::ipv6::{IN6ADDR_ANY, IN6ADDR_LOOPBACK, is_multicast, needs_scope_id};
 use super::netdevice::Ifindex;
 use super::skbuff::SkBuff;
 use super::sock::{PortTable, Proto, SockTable};
@@ -52,13 +52,20 @@ impl Received<SocketAddrV6> {
     }
 }
 
-/// The device that an address with a scope names.
-fn scope_dev(addr: &SocketAddrV6) -> Option<Ifindex> {
-    let of_link = needs_scope_id(addr.ip().to_bits());
-    Ifindex::from_number(addr.scope_id()).filter(|_| of_link)
-}
-
 impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// The device that an address with a scope names.
+    ///
+    /// # Errors
+    /// ENODEV: there is none of that number.
+    fn scope_dev(&self, addr: &SocketAddrV6) -> Result<Option<Ifindex>, Errno> {
+        let number = addr.scope_id();
+        if number == 0 || !needs_scope_id(addr.ip().to_bits()) {
+            return Ok(None);
+        }
+        let dev = Ifindex::from_number(number).and_then(|dev| self.dev_get_by_index(dev));
+        dev.map(|dev| Some(dev.ifindex())).ok_or(Errno::ENODEV)
+    }
+
     /// Makes a socket of AF_INET6 (`inet6_create`).
     ///
     /// # Errors
@@ -122,17 +129,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Binds a socket to an address of this host, or any, and a port, 0 for any.
     ///
     /// # Errors
-    /// EBADF; EAFNOSUPPORT: it is no socket of AF_INET6; EINVAL when it is bound already, or for a link-local address
-    /// without a device; EADDRNOTAVAIL; EADDRINUSE.
+    /// EBADF; EAFNOSUPPORT: it is no socket of AF_INET6; EINVAL when it is bound already, for an address of IPv4, and for
+    /// one that means something on a link only without a device; ENODEV; EADDRNOTAVAIL; EADDRINUSE.
     pub fn bind6(&mut self, fd: Fd, addr: SocketAddrV6) -> Result<(), Errno> {
         let _stage = self.stage("inet6_bind");
         self.sockfd_lookup6(fd)?;
-        let (own, oif) = (addr.ip().to_bits(), scope_dev(&addr));
-        if self.sock_mut(fd)?.inet_num != 0 || is_linklocal(own) && oif.is_none() {
+        let own = addr.ip().to_bits();
+        if self.sock_mut(fd)?.inet_num != 0
+            || addr.ip().to_ipv4_mapped().is_some()
+            || needs_scope_id(own) && addr.scope_id() == 0
+        {
             return Err(Errno::EINVAL);
         }
+        let oif = self.scope_dev(&addr)?;
         let of_host = match oif {
-            Some(dev) => self.dev_get_by_index(dev).is_some() && self.ipv6_get_ifaddr(own, dev),
+            Some(dev) => self.ipv6_get_ifaddr(own, dev),
             None => self.fib6.is_local(own, None),
         };
         if own != IN6ADDR_ANY && !is_multicast(own) && !of_host {
@@ -152,17 +163,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Connects a socket: it sends to `addr` where nothing else is said, and receives from there only.
     ///
     /// # Errors
-    /// EBADF; EAFNOSUPPORT; EINVAL for a link-local address without a device; ENETUNREACH; EADDRNOTAVAIL: this host has no
-    /// address to send from; EAGAIN when no port is free.
+    /// EBADF; EAFNOSUPPORT; EINVAL for an address that means something on a link only without a device, or with another
+    /// than the socket is bound to; ENETUNREACH, which addresses of IPv4 are as well; EADDRNOTAVAIL: this host has no address
+    /// to send from; EAGAIN when no port is free.
     pub fn connect6(&mut self, fd: Fd, addr: SocketAddrV6) -> Result<(), Errno> {
         let (at, prot) = self.sockfd_lookup6(fd)?;
-        let bound = self.sock_mut(fd)?.pinet6;
-        let oif = scope_dev(&addr).or(bound.oif);
-        let daddr = match addr.ip().to_bits() {
-            IN6ADDR_ANY => IN6ADDR_LOOPBACK,
-            daddr => daddr,
-        };
-        if is_linklocal(daddr) && oif.is_none() {
+        let bound = self.sock_mut(fd)?.pinet6.oif;
+        let (daddr, named) = self.named6(&addr)?;
+        let oif = named.or(bound);
+        if needs_scope_id(daddr) && oif.is_none() || bound.is_some() && bound != oif {
             return Err(Errno::EINVAL);
         }
         let rt = self.ip6_route_output(daddr, oif)?;
@@ -256,6 +265,19 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Ok(received)
     }
 
+    /// The address that a process wants to send to, and the device that it names.
+    fn named6(&self, to: &SocketAddrV6) -> Result<(u128, Option<Ifindex>), Errno> {
+        let named = self.scope_dev(to).map_err(|_| Errno::ENETUNREACH)?;
+        if to.ip().to_ipv4_mapped().is_some() {
+            // A socket of IPv6 alone does not get there.
+            return Err(Errno::ENETUNREACH);
+        }
+        match to.ip().to_bits() {
+            IN6ADDR_ANY => Ok((IN6ADDR_LOOPBACK, named)),
+            daddr => Ok((daddr, named)),
+        }
+    }
+
     /// Where a datagram goes that is sent to `to`, and by which device if that is said.
     pub(super) fn destination6(
         &self,
@@ -266,11 +288,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let np = &sk.pinet6;
         match to {
             Some(to) => {
-                let daddr = match to.ip().to_bits() {
-                    IN6ADDR_ANY => IN6ADDR_LOOPBACK,
-                    daddr => daddr,
-                };
-                Ok((daddr, to.port(), scope_dev(&to).or(np.oif)))
+                let (daddr, named) = self.named6(&to)?;
+                Ok((daddr, to.port(), named.or(np.oif)))
             }
             None if np.daddr == IN6ADDR_ANY => Err(Errno::EDESTADDRREQ),
             None => Ok((np.daddr, sk.inet_dport, np.oif)),

@@ -161,6 +161,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             tclass: hdr.tclass,
             ..Flow6::new(saddr, hdr.saddr, IPPROTO_ICMPV6)
         };
+        if request.len() > usize::from(u16::MAX) {
+            // A jumbogram (RFC 2675), of which fragments cannot be.
+            return self.inc6(Mib6::Icmp6OutErrors);
+        }
         let skb = self.ip_append_data(request.data(), None);
         self.icmpv6_push_pending_frames(skb, &flow, rt, ICMPV6_ECHO_REPLY);
     }

@@ -154,7 +154,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     ) -> Result<Rt6Info, Errno> {
         let _stage = self.stage("ip6_route_output_flags");
         let mut rt = if is_multicast(daddr) {
-            self.ip6_route_mc(daddr, oif.unwrap_or(Ifindex::ETH0))
+            let dev = oif.unwrap_or(Ifindex::ETH0);
+            // Each device with IPv6 has a route to all groups, but the loopback device.
+            if self.netdevs[dev].flags & IFF_LOOPBACK != 0 || !self.has_ipv6(dev) {
+                return Err(Errno::ENETUNREACH);
+            }
+            self.ip6_route_mc(daddr, dev)
         } else {
             let found = self.fib6_table_lookup(daddr, oif);
             // An address of this host is there, whichever device is named.

@@ -8,7 +8,7 @@ use std::net::SocketAddrV6;
 use super::icmp::ICMPHDR_LEN;
 use super::icmp6::ICMPV6_ECHO_REQUEST;
 use super::ip6_output::Flow6;
-use super::ipv6::{IPPROTO_ICMPV6, IPV6HDR_LEN};
+use super::ipv6::{IPPROTO_ICMPV6, IPV6HDR_LEN, needs_scope_id};
 use super::skbuff::Skb;
 use super::stats::RxDrop;
 use super::{Errno, Kernel, Machine};
@@ -25,7 +25,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let Some([ICMPV6_ECHO_REQUEST, 0, ..]) = data.first_chunk::<ICMPHDR_LEN>() else {
             return Err(Errno::EINVAL);
         };
+        if to.is_some_and(|to| to.ip().to_ipv4_mapped().is_some()) {
+            return Err(Errno::EINVAL);
+        }
         let (daddr, _, oif) = self.destination6(at, to)?;
+        let bound = self.socks.get(at).and_then(|sk| sk.pinet6.oif);
+        if needs_scope_id(daddr) && oif.is_none() || bound.is_some() && bound != oif {
+            return Err(Errno::EINVAL);
+        }
         let rt = self.ip6_route_output(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
         if data.len() > 0xffff {

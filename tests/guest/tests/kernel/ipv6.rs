@@ -31,7 +31,7 @@ fn boot() -> (Guest, Rc<World>) {
 }
 
 /// The same, and the peer is known.
-fn known_peer() -> (Guest, Rc<World>) {
+pub fn known_peer() -> (Guest, Rc<World>) {
     let (mut kernel, world) = boot();
     kernel.neigh6_add(PEER6, Ifindex::ETH0, PEER_MAC).unwrap();
     (kernel, world)
@@ -54,14 +54,14 @@ fn neighbour(
     ip6_between(from, to, 255, 58, &message)
 }
 
-fn socket(kernel: &mut Guest) -> Fd {
+pub fn socket(kernel: &mut Guest) -> Fd {
     let fd = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
     let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
     kernel.bind6(fd, any).unwrap();
     fd
 }
 
-fn peer6(port: u16) -> SocketAddrV6 {
+pub fn peer6(port: u16) -> SocketAddrV6 {
     SocketAddrV6::new(PEER6, port, 0, 0)
 }
 
@@ -76,7 +76,7 @@ fn read(frame: &[u8]) -> ([u8; 6], Ipv6Slice<'_>, Vec<u8>) {
 }
 
 /// The only frame that was sent: a message whose checksum is right.
-fn sent_message(world: &World) -> (Ipv6Addr, Ipv6Addr, Vec<u8>) {
+pub fn sent_message(world: &World) -> (Ipv6Addr, Ipv6Addr, Vec<u8>) {
     let sent = world.take_sent();
     assert_eq!(sent.len(), 1, "{sent:02x?}");
     let (_, ip, payload) = read(&sent[0].frame);
@@ -540,7 +540,7 @@ fn long_datagrams_are_sent_in_fragments_as_the_path_has_it() {
 }
 
 /// What is read of a socket.
-fn take<T: Transport, M: Machine>(kernel: &mut Kernel<T, M>, fd: Fd) -> Vec<u8> {
+pub fn take<T: Transport, M: Machine>(kernel: &mut Kernel<T, M>, fd: Fd) -> Vec<u8> {
     let mut buf = [0; 2048];
     let len = kernel.recvfrom6(fd, &mut buf).unwrap().len;
     buf[..len].to_vec()
