@@ -11,7 +11,7 @@ use super::ip6_route::Rt6Info;
 use super::ipv6::{IN6ADDR_ANY, IN6ADDR_LOOPBACK, is_multicast, needs_scope_id};
 use super::netdevice::Ifindex;
 use super::skbuff::SkBuff;
-use super::sock::{PortTable, Proto, SockTable};
+use super::sock::{Ipv6Pinfo, PortTable, Proto, SockTable};
 use super::trace::Span;
 use super::{Errno, Fd, Kernel, Machine, Protocol, Received, SockType};
 use crate::transport::Transport;
@@ -23,7 +23,7 @@ impl Received<SocketAddrV6> {
         let saddr = skb.ip6.saddr;
         // `ipv6_iface_scope_id`
         let scope_id = if needs_scope_id(saddr) {
-            skb.dev.into()
+            skb.ip6.iif.into()
         } else {
             0
         };
@@ -155,7 +155,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         (sk.pinet6.rcv_saddr, sk.pinet6.oif) = (own, oif);
         let bound = self.get_port6(fd, addr.port());
         if bound.is_err() {
-            self.sock_mut(fd)?.pinet6 = Default::default();
+            let np = &mut self.sock_mut(fd)?.pinet6;
+            *np = Ipv6Pinfo {
+                tclass: np.tclass,
+                ..Ipv6Pinfo::default()
+            };
         }
         bound
     }
@@ -174,7 +178,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if needs_scope_id(daddr) && oif.is_none() || bound.is_some() && bound != oif {
             return Err(Errno::EINVAL);
         }
-        let rt = self.ip6_route_output(daddr, oif)?;
+        let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
         self.inet6_autobind(fd)?;
         let sk = self.sock_mut(fd)?;
@@ -300,28 +304,30 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(super) fn source6(&self, at: usize, rt: &Rt6Info, daddr: u128) -> Result<u128, Errno> {
         match self.socks.get(at).map(|sk| sk.pinet6.saddr) {
             None | Some(IN6ADDR_ANY) => {
-                let saddr = self.ipv6_dev_get_saddr(rt.dev, daddr);
+                let saddr = self.ipv6_dev_get_saddr(rt.iif, daddr);
                 saddr.ok_or(Errno::EADDRNOTAVAIL)
             }
             Some(own) => Ok(own),
         }
     }
 
-    /// Whether a packet of `len` octets may go by a route: packets of IPv6 are cut here or nowhere.
-    pub(super) fn ip6_dont_fragment(
+    /// The route as a socket's packet of `len` octets takes it, without the path's MTU if the socket does not heed that
+    /// (`ip6_setup_cork`): packets of IPv6 are cut here or nowhere.
+    ///
+    /// # Errors
+    /// EMSGSIZE: it is too long, and its socket does not want it cut.
+    pub(super) fn ip6_setup_cork(
         &self,
         pmtudisc: IpPmtudisc,
-        rt: &Rt6Info,
+        mut rt: Rt6Info,
         len: usize,
-    ) -> Result<(), Errno> {
-        let longest = match pmtudisc {
-            IpPmtudisc::Do => self.dst_mtu6(rt),
-            IpPmtudisc::Probe => self.mtu(rt.dev),
-            _ => return Ok(()),
-        };
-        if len > longest {
+    ) -> Result<Rt6Info, Errno> {
+        if !pmtudisc.uses_pmtu() {
+            rt.pmtu = 0;
+        }
+        if len > self.dst_mtu6(&rt) && !pmtudisc.ignores_df() {
             return Err(Errno::EMSGSIZE);
         }
-        Ok(())
+        Ok(rt)
     }
 }

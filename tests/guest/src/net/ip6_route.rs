@@ -7,10 +7,12 @@ use std::net::Ipv6Addr;
 
 use super::fib_nh_exception::Pmtu;
 use super::ipv6::{
-    IN6ADDR_ANY, IN6ADDR_LOOPBACK, IPV6_MIN_MTU, Ipv6hdr, is_linklocal, is_multicast, prefix_mask6,
+    IN6ADDR_ANY, IN6ADDR_LOOPBACK, IPV6_MIN_MTU, Ipv6hdr, is_linklocal, is_multicast,
+    needs_scope_id, prefix_mask6,
 };
 use super::netdevice::{IFF_LOOPBACK, Ifindex};
 use super::route::RtType;
+use super::stats::Mib6;
 use super::sysctl_net_ipv4::nanos;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
@@ -44,6 +46,8 @@ pub(crate) struct Rt6Info {
     pub rt_type: RtType,
     /// The device that it leaves by.
     pub dev: Ifindex,
+    /// The device that has the address, where that is this host's; else the same (`rt6i_idev`).
+    pub iif: Ifindex,
     /// The neighbour that gets it.
     pub next_hop: u128,
     /// Bits of the network that the route leads to.
@@ -123,6 +127,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Some(Rt6Info {
             rt_type: entry.rt_type,
             dev: entry.dev,
+            iif: entry.dev,
             next_hop: if entry.gateway == IN6ADDR_ANY {
                 daddr
             } else {
@@ -139,6 +144,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Rt6Info {
             rt_type: RtType::Multicast,
             dev,
+            iif: dev,
             next_hop: daddr,
             plen: 8,
             pmtu: 0,
@@ -170,7 +176,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if rt.rt_type == RtType::Local {
             rt.dev = Ifindex::LO;
         }
-        if let Some(pmtu) = self.fnhe6.find(daddr, || self.machine.now()) {
+        let host = (daddr, needs_scope_id(daddr).then_some(rt.dev));
+        if let Some(pmtu) = self.fnhe6.find(host, || self.machine.now()) {
             rt.pmtu = pmtu.mtu;
         }
         self.changed("rt6", || {
@@ -182,6 +189,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             )
         });
         Ok(rt)
+    }
+
+    /// The same for a sender that is told if there is none, which is counted (`ip6_dst_lookup_flow`).
+    pub(super) fn ip6_dst_lookup_flow(
+        &mut self,
+        daddr: u128,
+        oif: Option<Ifindex>,
+    ) -> Result<Rt6Info, Errno> {
+        let rt = self.ip6_route_output(daddr, oif);
+        rt.inspect_err(|_| self.inc6(Mib6::Ip6OutNoRoutes))
     }
 
     /// Straight to a neighbour, whatever the table says (`icmp6_dst_alloc`). Groups do not hear themselves.
@@ -209,10 +226,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// A packet to `daddr` was too long on its way, where `mtu` octets pass (RFC 8201).
-    pub(super) fn ip6_update_pmtu(&mut self, daddr: u128, mtu: u32) {
+    /// A packet to `daddr` was too long on its way, where `mtu` octets pass (RFC 8201); that came by `dev`.
+    pub(super) fn ip6_update_pmtu(&mut self, daddr: u128, mtu: u32, dev: Ifindex) {
         let _stage = self.stage("ip6_update_pmtu");
-        let Ok(rt) = self.ip6_route_output(daddr, None) else {
+        let oif = needs_scope_id(daddr).then_some(dev);
+        let Ok(rt) = self.ip6_route_output(daddr, oif) else {
             return;
         };
         let Ok(mtu) = u16::try_from(mtu) else {
@@ -229,7 +247,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             locked: false,
             expires,
         };
-        self.fnhe6.update_or_create(daddr, pmtu);
+        let host = (daddr, oif.map(|_| rt.dev));
+        self.fnhe6.update_or_create(host, pmtu);
         self.changed("rt6_exception", || mtu.to_string());
     }
 }

@@ -63,7 +63,7 @@ impl IpPmtudisc {
     }
 
     /// Whether the path's MTU counts (`ip_sk_use_pmtu`).
-    fn uses_pmtu(self) -> bool {
+    pub(super) fn uses_pmtu(self) -> bool {
         matches!(self, Self::Dont | Self::Want | Self::Do)
     }
 

@@ -95,11 +95,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         &mut F::tbl_mut(self).entries[at]
     }
 
-    /// Sends an IP packet to the neighbour `key` (`ip_neigh_for_gw`, `neigh_output`).
-    pub(super) fn neigh_output<F: NeighOps<T, M>>(&mut self, key: F::Key, skb: Skb) {
+    /// Sends an IP packet to the neighbour `key` (`ip_neigh_for_gw`, `neigh_output`); whether there was room for him.
+    pub(super) fn neigh_output<F: NeighOps<T, M>>(&mut self, key: F::Key, skb: Skb) -> bool {
         let known = F::tbl(self).lookup(key, skb.dev);
         let Some(at) = known.or_else(|| self.__neigh_create::<F>(key, skb.dev)) else {
-            return self.drop_tx(skb, TxDrop::NeighTableFull);
+            self.drop_tx(skb, TxDrop::NeighTableFull);
+            return false;
         };
         let neigh = self.neigh::<F>(at);
         if neigh.nud_state.is_connected() && neigh.hh_cached {
@@ -107,6 +108,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             self.neigh_resolve_output::<F>(at, skb);
         }
+        true
     }
 
     pub(super) fn neigh_lookup<F: NeighOps<T, M>>(

@@ -33,14 +33,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if needs_scope_id(daddr) && oif.is_none() || bound.is_some() && bound != oif {
             return Err(Errno::EINVAL);
         }
-        let rt = self.ip6_route_output(daddr, oif)?;
+        let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
         if data.len() > 0xffff {
             return Err(Errno::EMSGSIZE);
         }
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
-        self.ip6_dont_fragment(pmtudisc, &rt, IPV6HDR_LEN + data.len())?;
-        let (sk, ident, tclass) = self.sock_alloc_send(at)?;
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        let (pmtudisc, tclass) = (sk.pmtudisc, sk.pinet6.tclass);
+        let rt = self.ip6_setup_cork(pmtudisc, rt, IPV6HDR_LEN + data.len())?;
+        let (sk, ident, _) = self.sock_alloc_send(at)?;
         let mut skb = self.ip_append_data(data, Some(sk));
         skb.data_mut()[4..6].copy_from_slice(&ident.to_be_bytes());
         let flow = Flow6 {
@@ -59,7 +60,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             .data()
             .first_chunk::<ICMPHDR_LEN>()
             .map_or(0, |hdr| u16::from_be_bytes([hdr[4], hdr[5]]));
-        match self.ping6_table.lookup_local((skb.ip6.daddr, ident)) {
+        let (daddr, iif) = (skb.ip6.daddr, skb.ip6.iif);
+        match self.ping6_table.lookup_local((daddr, ident), Some(iif)) {
             Some(at) => {
                 self.sock_queue_rcv_skb(at, skb, RxDrop::PingRcvbufErrors);
             }

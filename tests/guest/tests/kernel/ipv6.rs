@@ -652,6 +652,37 @@ fn the_filter_asks_about_ipv6() {
 }
 
 #[test]
+fn the_filter_knows_what_later_fragments_are_of() {
+    let (mut kernel, world) = known_peer();
+    let rule = |protocol, dport| NftRule {
+        protocol: Some(protocol),
+        dport,
+        ..NftRule::default()
+    };
+    kernel.nf_register_net_hook(NftChain {
+        family: NfProto::Ipv6,
+        rules: vec![
+            rule(17, None),
+            rule(17, Some(PORT)),
+            rule(44, None),
+            rule(59, None),
+        ],
+        ..NftChain::counting(NfHook::PreRouting)
+    });
+    for fragment in fragments() {
+        world.receive(&fragment);
+    }
+    // Nothing follows, in a whole packet and in a piece; and what follows cannot be told.
+    world.receive(&ip6(59, b""));
+    for next in [59, 60] {
+        world.receive(&ip6(44, &[next, 0, 0, 8, 0, 0, 0, 9, 7]));
+    }
+    settle(&mut kernel);
+    let counted = kernel.nft_chains()[0].rules.iter().map(|rule| rule.packets);
+    assert!(counted.eq([5, 1, 0, 2]), "a port is in the first one only");
+}
+
+#[test]
 fn the_files_say_what_linuxs_say() {
     let (mut kernel, world) = known_peer();
     let fd = socket(&mut kernel);
