@@ -87,6 +87,11 @@ impl Fib6 {
         true
     }
 
+    /// A device has no IPv6 any more.
+    pub fn remove_dev(&mut self, dev: Ifindex) {
+        self.table.retain(|entry| entry.dev != dev);
+    }
+
     /// The route to `addr`, by a device if one is named.
     fn lookup(&self, addr: u128, dev: Option<Ifindex>) -> Option<&Fib6Info> {
         let by = |entry: &Fib6Info| dev.is_none_or(|dev| dev == entry.dev);
@@ -298,7 +303,10 @@ mod tests {
                 let found = fib.lookup(bits, dev);
                 assert_eq!(found.map(|entry| entry.gateway), Some(want), "{addr}");
             }
-            assert!(fib.is_local(routes.iter().find(|r| r.plen == 128).unwrap().prefix, None));
+            let own = routes.iter().find(|r| r.plen == 128).unwrap().prefix;
+            assert!(fib.is_local(own, None));
+            fib.remove_dev(eth0);
+            assert!(fib.lookup(own, None).is_none() && fib.table.len() == 1);
         }
         assert!(Fib6::default().lookup(1, None).is_none());
     }

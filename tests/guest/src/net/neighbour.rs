@@ -32,6 +32,8 @@ pub(super) trait NeighOps<T: Transport, M: Machine> {
     type Key: NeighKey;
     /// Ethertype of packets to them.
     const PROTOCOL: u16;
+    /// The name of their table.
+    const TBL: &'static str;
 
     fn tbl(kernel: &Kernel<T, M>) -> &NeighTable<Self::Key>;
 
@@ -143,7 +145,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let _stage = self.stage("__neigh_create");
         let now = self.machine.now();
         let at = F::tbl_mut(self).create(key, dev, now)?;
-        self.changed("arp_tbl", || format!("{} added", key.addr()));
+        self.changed(F::TBL, || format!("{} added", key.addr()));
         if let Some(to) = F::constructor(self, key, dev) {
             let own = self.netdevs[dev].dev_addr;
             let neigh = self.neigh_mut::<F>(at);

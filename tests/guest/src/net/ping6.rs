@@ -22,6 +22,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         to: Option<SocketAddrV6>,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("ping_v6_sendmsg");
+        if data.len() > 0xffff {
+            return Err(Errno::EMSGSIZE);
+        }
         let Some([ICMPV6_ECHO_REQUEST, 0, ..]) = data.first_chunk::<ICMPHDR_LEN>() else {
             return Err(Errno::EINVAL);
         };
@@ -35,9 +38,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
-        if data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
         let (pmtudisc, tclass) = (sk.pmtudisc, sk.pinet6.tclass);
         let rt = self.ip6_setup_cork(pmtudisc, rt, IPV6HDR_LEN + data.len())?;

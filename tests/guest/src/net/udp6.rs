@@ -181,15 +181,15 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         to: Option<SocketAddrV6>,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("udpv6_sendmsg");
-        if UDPHDR_LEN + data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
         let (daddr, dport, oif) = self.destination6(at, to)?;
         if dport == 0 {
             return Err(Errno::EINVAL);
         }
         let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
+        if UDPHDR_LEN + data.len() > 0xffff {
+            return Err(Errno::EMSGSIZE);
+        }
         let len = IPV6HDR_LEN + UDPHDR_LEN + data.len();
         let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
         let (pmtudisc, tclass) = (sk.pmtudisc, sk.pinet6.tclass);

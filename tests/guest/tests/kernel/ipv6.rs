@@ -304,6 +304,13 @@ fn errors_are_limited_by_host() {
     // Six at once to a network of 64 bits.
     assert_eq!(world.take_sent().len(), 6);
     assert_eq!(kernel.stats().snmp6[Mib6::Icmp6OutRateLimitHost], 34);
+    // To a host it would be one each second; to that network it is one each quarter of it.
+    world.advance(SECOND / 4);
+    for _ in 0..2 {
+        world.receive(&udp6(9999, b"nobody"));
+    }
+    settle(&mut kernel);
+    assert_eq!(world.take_sent().len(), 1);
     assert_balanced(&kernel);
 }
 
@@ -459,7 +466,6 @@ fn datagrams_go_to_the_socket_that_fits_best() {
     let connected = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
     let again = kernel.bind6(connected, SocketAddrV6::new(OURS6, PORT, 0, 0));
     assert_eq!(again, Err(Errno::EADDRINUSE));
-    kernel.set_reuseaddr(fd, true).unwrap();
     kernel.connect6(connected, peer6(9000)).unwrap();
     let own = kernel.getsockname6(connected).unwrap();
     assert_eq!(*own.ip(), OURS6);

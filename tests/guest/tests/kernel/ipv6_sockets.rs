@@ -362,3 +362,78 @@ fn the_class_is_another_option_than_the_type_of_service() {
     assert_eq!(kernel.set_tclass(ipv4, 1), Err(Errno::ENOPROTOOPT));
     assert_balanced(&kernel);
 }
+
+#[test]
+fn a_send_fails_for_the_first_reason() {
+    let (mut kernel, world) = known_peer();
+    let [udp, ping] = [Protocol::Udp, Protocol::Icmp].map(|protocol| open(&mut kernel, protocol));
+    let long = vec![0; 70_000];
+    for (fd, to, error) in [
+        (udp, None, Errno::EDESTADDRREQ),
+        (udp, Some(peer6(0)), Errno::EINVAL),
+        (udp, Some(peer6(9)), Errno::EMSGSIZE),
+        (ping, None, Errno::EMSGSIZE),
+    ] {
+        assert_eq!(kernel.sendto6(fd, &long, to), Err(error), "{to:?}");
+    }
+    assert_eq!(world.take_sent(), []);
+    assert_balanced(&kernel);
+}
+
+#[test]
+fn a_device_loses_its_addresses_with_its_mtu() {
+    let (mut kernel, world) = known_peer();
+    let dummy = kernel.dummy_add("dummy0", [2, 0, 0, 0, 9, 1]).unwrap();
+    let own = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1);
+    let linklocal = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 0x901);
+    kernel.inet6_addr_add(dummy, own, 64).unwrap();
+    let bound = |kernel: &mut Guest, addr, scope| {
+        let fd = open(kernel, Protocol::Udp);
+        let bound = kernel.bind6(fd, at(addr, scope));
+        kernel.close(fd).unwrap();
+        bound
+    };
+    assert_eq!(bound(&mut kernel, own, 0), Ok(()));
+    for (mtu, linklocal_is_there) in [(1000, false), (1280, true)] {
+        kernel.dev_set_mtu(dummy, mtu).unwrap();
+        let of_link = bound(&mut kernel, linklocal, dummy.into());
+        assert_eq!(of_link.is_ok(), linklocal_is_there, "{mtu}");
+        assert_eq!(bound(&mut kernel, own, 0), Err(Errno::EADDRNOTAVAIL));
+        world.receive(&ip6_between(PEER6, own, 64, 17, b""));
+        settle(&mut kernel);
+        assert_eq!(kernel.stats().snmp6[Mib6::Ip6InDelivers], 0);
+        world.take_sent();
+    }
+    assert_balanced(&kernel);
+}
+
+#[test]
+fn without_ipv6_there_is_no_way_out() {
+    let mut setup = Setup::default();
+    setup.config.ipv6.gateway = Some(PEER6);
+    setup.config.ipv6.disable_ipv6 = true;
+    let (mut kernel, _) = setup.boot();
+    let fd = open(&mut kernel, Protocol::Udp);
+    let sent = kernel.sendto6(fd, b"x", Some(peer6(9)));
+    assert_eq!(sent, Err(Errno::ENETUNREACH));
+}
+
+#[test]
+fn a_bridge_has_the_link_local_address_of_its_first_port() {
+    let (mut kernel, _) = known_peer();
+    let bridge = kernel.br_add_bridge("br0").unwrap();
+    let own = |kernel: &mut Guest, addr: &str| {
+        let fd = open(kernel, Protocol::Udp);
+        let bound = kernel.bind6(fd, at(addr.parse().unwrap(), bridge.into()));
+        kernel.close(fd).unwrap();
+        bound.is_ok()
+    };
+    assert!(!own(&mut kernel, "fe80::200:ff:fe00:0"), "as any other");
+    for last in [2, 1] {
+        let name = format!("dummy{last}");
+        let port = kernel.dummy_add(&name, [2, 0, 0, 0, 9, last]).unwrap();
+        kernel.br_add_if(bridge, port).unwrap();
+        assert!(own(&mut kernel, "fe80::ff:fe00:902"), "of the first port");
+    }
+    assert!(!own(&mut kernel, "fe80::ff:fe00:901"), "it keeps that");
+}
