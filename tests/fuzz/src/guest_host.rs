@@ -126,7 +126,12 @@ impl Host {
         let _ = bed.kernel.recvfrom6(self.over_ipv6, &mut buffer);
         let (script, len) = (input.u8(), usize::from(input.below(3000)));
         if script & 3 == 0 {
-            let to = SocketAddrV6::new(address6(input), PORT, 0, 2);
+            // Mostly by eth0; else by no device, another, or one that there may not be.
+            let scope = 2 ^ u32::from(script >> 2 & 3);
+            let to = SocketAddrV6::new(address6(input), PORT, 0, scope);
+            if script & 0x80 != 0 {
+                let _ = bed.kernel.connect6(self.over_ipv6, to);
+            }
             let _ = bed.kernel.sendto6(self.over_ipv6, &buffer[..len], Some(to));
         }
         if script & 0x70 == 0x70 {

@@ -43,6 +43,19 @@ pub const KINDS6: [Kind; 19] = [
     ("something damaged of IPv6", Generator::damaged6),
 ];
 
+/// Whether there is an option among these that says how secret a packet is (RFC 5570).
+fn has_calipso(mut options: &[u8]) -> bool {
+    while let [kind, rest @ ..] = options {
+        let len = match (kind, rest.first()) {
+            (7, _) => return true,
+            (0, _) => 0,
+            (_, len) => 1 + len.map_or(0, |len| usize::from(*len)),
+        };
+        options = rest.get(len..).unwrap_or_default();
+    }
+    false
+}
+
 /// Whether the hosts are known to differ, and for a reason: PIM and UDP-Lite, which Linux has and our guest has not;
 /// questions about groups, which Linux answers some time later; redirects that quote a packet, which Linux looks at though
 /// it does not follow them; security labels, which it reads.
@@ -59,9 +72,8 @@ pub fn is_excepted6(packet: &[u8]) -> bool {
             FRAGMENT => 8,
             _ => usize::from(*len) * 8 + 8,
         };
-        // (Some are left out in vain.)
         let options = packet.get(at + 2..at + len).unwrap_or_default();
-        if next == HOP && options.contains(&7) {
+        if next == HOP && has_calipso(options) {
             return true;
         }
         (next, at) = (*following, at + len);

@@ -7,6 +7,7 @@
 
 use std::net::Ipv6Addr;
 
+use super::eth::ETH_ALEN;
 use super::ip6_route::Fib6Info;
 use super::ipv6::{
     IN6ADDR_ANY, IN6ADDR_LINKLOCAL_ALLNODES, IPV6_MIN_MTU, LINKLOCAL_PREFIX, SCOPE_LINKLOCAL,
@@ -49,25 +50,38 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if let Some((addr, prefix_len)) = ipv6.addr {
             let _ = self.ipv6_add_addr(Ifindex::ETH0, addr, prefix_len);
         }
-        if let Some(gateway) = ipv6.gateway {
+        if let Some(gateway) = ipv6.gateway.filter(|_| self.has_ipv6(Ifindex::ETH0)) {
             let default = (Ipv6Addr::UNSPECIFIED, 0);
             let _ = self.ip6_route_add(default, Some(gateway), Ifindex::ETH0);
         }
     }
 
-    /// A device comes into use: it has a link-local address from then on (`addrconf_dev_config`, `init_loopback`).
+    /// A device comes into use: it has a link-local address from then on (`addrconf_dev_config`, `init_loopback`), if it has
+    /// a hardware address to make it of.
     pub(super) fn addrconf_dev_config(&mut self, dev: Ifindex) {
-        if !self.has_ipv6(dev) {
+        let device = &self.netdevs[dev];
+        let loopback = device.flags & IFF_LOOPBACK != 0;
+        if !self.has_ipv6(dev) || device.dev_addr == [0; ETH_ALEN] && !loopback {
             return;
         }
-        let device = &self.netdevs[dev];
-        let (addr, prefix_len) = if device.flags & IFF_LOOPBACK != 0 {
+        let (addr, prefix_len) = if loopback {
             (Ipv6Addr::LOCALHOST, 128)
         } else {
             (Ipv6Addr::from_bits(linklocal_of(device.dev_addr)), 64)
         };
         // It may have it.
         let _ = self.ipv6_add_addr(dev, addr, prefix_len);
+    }
+
+    /// A device has another MTU, with which it may have IPv6 no more, or again (`addrconf_ifdown`): its addresses and routes
+    /// go, and only the link-local one comes again.
+    pub(super) fn addrconf_mtu_changed(&mut self, dev: Ifindex) {
+        if !self.has_ipv6(dev) {
+            self.netdevs[dev].inet6_ifaddrs.clear();
+            self.fib6.remove_dev(dev);
+        } else if self.netdevs[dev].inet6_ifaddrs.is_empty() {
+            self.addrconf_dev_config(dev);
+        }
     }
 
     /// Gives a device an address in a network whose name is `prefix_len` bits long (`ip -6 addr add ADDR/LEN dev DEV`).

@@ -8,10 +8,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use super::ip_sockglue::IpPmtudisc;
 use super::ip6_route::Rt6Info;
-use super::ipv6::{IN6ADDR_ANY, IN6ADDR_LOOPBACK, is_linklocal, is_multicast, needs_scope_id};
+use super::ipv6::{IN6ADDR_ANY, IN6ADDR_LOOPBACK, is_multicast, needs_scope_id};
 use super::netdevice::Ifindex;
 use super::skbuff::SkBuff;
-use super::sock::{PortTable, Proto, SockTable};
+use super::sock::{Ipv6Pinfo, PortTable, Proto, SockTable};
 use super::trace::Span;
 use super::{Errno, Fd, Kernel, Machine, Protocol, Received, SockType};
 use crate::transport::Transport;
@@ -23,7 +23,7 @@ impl Received<SocketAddrV6> {
         let saddr = skb.ip6.saddr;
         // `ipv6_iface_scope_id`
         let scope_id = if needs_scope_id(saddr) {
-            skb.dev.into()
+            skb.ip6.iif.into()
         } else {
             0
         };
@@ -52,13 +52,20 @@ impl Received<SocketAddrV6> {
     }
 }
 
-/// The device that an address with a scope names.
-fn scope_dev(addr: &SocketAddrV6) -> Option<Ifindex> {
-    let of_link = needs_scope_id(addr.ip().to_bits());
-    Ifindex::from_number(addr.scope_id()).filter(|_| of_link)
-}
-
 impl<T: Transport, M: Machine> Kernel<T, M> {
+    /// The device that an address with a scope names.
+    ///
+    /// # Errors
+    /// ENODEV: there is none of that number.
+    fn scope_dev(&self, addr: &SocketAddrV6) -> Result<Option<Ifindex>, Errno> {
+        let number = addr.scope_id();
+        if number == 0 || !needs_scope_id(addr.ip().to_bits()) {
+            return Ok(None);
+        }
+        let dev = Ifindex::from_number(number).and_then(|dev| self.dev_get_by_index(dev));
+        dev.map(|dev| Some(dev.ifindex())).ok_or(Errno::ENODEV)
+    }
+
     /// Makes a socket of AF_INET6 (`inet6_create`).
     ///
     /// # Errors
@@ -122,17 +129,21 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Binds a socket to an address of this host, or any, and a port, 0 for any.
     ///
     /// # Errors
-    /// EBADF; EAFNOSUPPORT: it is no socket of AF_INET6; EINVAL when it is bound already, or for a link-local address
-    /// without a device; EADDRNOTAVAIL; EADDRINUSE.
+    /// EBADF; EAFNOSUPPORT: it is no socket of AF_INET6; EINVAL when it is bound already, for an address of IPv4, and for
+    /// one that means something on a link only without a device; ENODEV; EADDRNOTAVAIL; EADDRINUSE.
     pub fn bind6(&mut self, fd: Fd, addr: SocketAddrV6) -> Result<(), Errno> {
         let _stage = self.stage("inet6_bind");
         self.sockfd_lookup6(fd)?;
-        let (own, oif) = (addr.ip().to_bits(), scope_dev(&addr));
-        if self.sock_mut(fd)?.inet_num != 0 || is_linklocal(own) && oif.is_none() {
+        let own = addr.ip().to_bits();
+        if self.sock_mut(fd)?.inet_num != 0
+            || addr.ip().to_ipv4_mapped().is_some()
+            || needs_scope_id(own) && addr.scope_id() == 0
+        {
             return Err(Errno::EINVAL);
         }
+        let oif = self.scope_dev(&addr)?;
         let of_host = match oif {
-            Some(dev) => self.dev_get_by_index(dev).is_some() && self.ipv6_get_ifaddr(own, dev),
+            Some(dev) => self.ipv6_get_ifaddr(own, dev),
             None => self.fib6.is_local(own, None),
         };
         if own != IN6ADDR_ANY && !is_multicast(own) && !of_host {
@@ -144,7 +155,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         (sk.pinet6.rcv_saddr, sk.pinet6.oif) = (own, oif);
         let bound = self.get_port6(fd, addr.port());
         if bound.is_err() {
-            self.sock_mut(fd)?.pinet6 = Default::default();
+            let np = &mut self.sock_mut(fd)?.pinet6;
+            *np = Ipv6Pinfo {
+                tclass: np.tclass,
+                ..Ipv6Pinfo::default()
+            };
         }
         bound
     }
@@ -152,20 +167,18 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// Connects a socket: it sends to `addr` where nothing else is said, and receives from there only.
     ///
     /// # Errors
-    /// EBADF; EAFNOSUPPORT; EINVAL for a link-local address without a device; ENETUNREACH; EADDRNOTAVAIL: this host has no
-    /// address to send from; EAGAIN when no port is free.
+    /// EBADF; EAFNOSUPPORT; EINVAL for an address that means something on a link only without a device, or with another
+    /// than the socket is bound to; ENETUNREACH, which addresses of IPv4 are as well; EADDRNOTAVAIL: this host has no address
+    /// to send from; EAGAIN when no port is free.
     pub fn connect6(&mut self, fd: Fd, addr: SocketAddrV6) -> Result<(), Errno> {
         let (at, prot) = self.sockfd_lookup6(fd)?;
-        let bound = self.sock_mut(fd)?.pinet6;
-        let oif = scope_dev(&addr).or(bound.oif);
-        let daddr = match addr.ip().to_bits() {
-            IN6ADDR_ANY => IN6ADDR_LOOPBACK,
-            daddr => daddr,
-        };
-        if is_linklocal(daddr) && oif.is_none() {
+        let bound = self.sock_mut(fd)?.pinet6.oif;
+        let (daddr, named) = self.named6(&addr)?;
+        let oif = named.or(bound);
+        if needs_scope_id(daddr) && oif.is_none() || bound.is_some() && bound != oif {
             return Err(Errno::EINVAL);
         }
-        let rt = self.ip6_route_output(daddr, oif)?;
+        let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
         self.inet6_autobind(fd)?;
         let sk = self.sock_mut(fd)?;
@@ -256,6 +269,19 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Ok(received)
     }
 
+    /// The address that a process wants to send to, and the device that it names.
+    fn named6(&self, to: &SocketAddrV6) -> Result<(u128, Option<Ifindex>), Errno> {
+        let named = self.scope_dev(to).map_err(|_| Errno::ENETUNREACH)?;
+        if to.ip().to_ipv4_mapped().is_some() {
+            // A socket of IPv6 alone does not get there.
+            return Err(Errno::ENETUNREACH);
+        }
+        match to.ip().to_bits() {
+            IN6ADDR_ANY => Ok((IN6ADDR_LOOPBACK, named)),
+            daddr => Ok((daddr, named)),
+        }
+    }
+
     /// Where a datagram goes that is sent to `to`, and by which device if that is said.
     pub(super) fn destination6(
         &self,
@@ -266,11 +292,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let np = &sk.pinet6;
         match to {
             Some(to) => {
-                let daddr = match to.ip().to_bits() {
-                    IN6ADDR_ANY => IN6ADDR_LOOPBACK,
-                    daddr => daddr,
-                };
-                Ok((daddr, to.port(), scope_dev(&to).or(np.oif)))
+                let (daddr, named) = self.named6(&to)?;
+                Ok((daddr, to.port(), named.or(np.oif)))
             }
             None if np.daddr == IN6ADDR_ANY => Err(Errno::EDESTADDRREQ),
             None => Ok((np.daddr, sk.inet_dport, np.oif)),
@@ -281,28 +304,30 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(super) fn source6(&self, at: usize, rt: &Rt6Info, daddr: u128) -> Result<u128, Errno> {
         match self.socks.get(at).map(|sk| sk.pinet6.saddr) {
             None | Some(IN6ADDR_ANY) => {
-                let saddr = self.ipv6_dev_get_saddr(rt.dev, daddr);
+                let saddr = self.ipv6_dev_get_saddr(rt.iif, daddr);
                 saddr.ok_or(Errno::EADDRNOTAVAIL)
             }
             Some(own) => Ok(own),
         }
     }
 
-    /// Whether a packet of `len` octets may go by a route: packets of IPv6 are cut here or nowhere.
-    pub(super) fn ip6_dont_fragment(
+    /// The route as a socket's packet of `len` octets takes it, without the path's MTU if the socket does not heed that
+    /// (`ip6_setup_cork`): packets of IPv6 are cut here or nowhere.
+    ///
+    /// # Errors
+    /// EMSGSIZE: it is too long, and its socket does not want it cut.
+    pub(super) fn ip6_setup_cork(
         &self,
         pmtudisc: IpPmtudisc,
-        rt: &Rt6Info,
+        mut rt: Rt6Info,
         len: usize,
-    ) -> Result<(), Errno> {
-        let longest = match pmtudisc {
-            IpPmtudisc::Do => self.dst_mtu6(rt),
-            IpPmtudisc::Probe => self.mtu(rt.dev),
-            _ => return Ok(()),
-        };
-        if len > longest {
+    ) -> Result<Rt6Info, Errno> {
+        if !pmtudisc.uses_pmtu() {
+            rt.pmtu = 0;
+        }
+        if len > self.dst_mtu6(&rt) && !pmtudisc.ignores_df() {
             return Err(Errno::EMSGSIZE);
         }
-        Ok(())
+        Ok(rt)
     }
 }

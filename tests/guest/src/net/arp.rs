@@ -77,6 +77,7 @@ pub(super) struct Arp;
 impl<T: Transport, M: Machine> NeighOps<T, M> for Arp {
     type Key = u32;
     const PROTOCOL: u16 = ETH_P_IP;
+    const TBL: &'static str = "arp_tbl";
 
     #[inline]
     fn tbl(kernel: &Kernel<T, M>) -> &NeighTable<u32> {

@@ -5,6 +5,7 @@
 //! long ago. The table is bounded as Linux's: where a bucket is full the oldest makes room.
 
 use super::ip_cork::IP_MAX_MTU;
+use super::netdevice::Ifindex;
 use super::route::Rtable;
 use super::sock::SockAddr;
 use super::sysctl_net_ipv4::nanos;
@@ -41,15 +42,35 @@ impl<A> Default for FnheHash<A> {
     }
 }
 
+/// What a host is known by; of IPv6 with the device, where its address means something on a link only.
+pub(super) trait Host: Copy + Eq {
+    /// Some of its bits, for a hash.
+    fn bits(self) -> u64;
+}
+
+impl Host for u32 {
+    #[inline]
+    fn bits(self) -> u64 {
+        SockAddr::bits(self)
+    }
+}
+
+impl Host for (u128, Option<Ifindex>) {
+    #[inline]
+    fn bits(self) -> u64 {
+        SockAddr::bits(self.0)
+    }
+}
+
 #[inline]
-fn bucket(daddr: impl SockAddr) -> usize {
+fn bucket(daddr: impl Host) -> usize {
     let bits = daddr.bits();
     let bits = (bits >> 32) as u32 ^ bits as u32;
     // The upper bits of a product with the golden ratio.
     (bits.wrapping_mul(0x9e37_79b1) >> 16) as usize % FNHE_HASH_SIZE
 }
 
-impl<A: SockAddr> FnheHash<A> {
+impl<A: Host> FnheHash<A> {
     #[inline]
     pub fn find(&self, daddr: A, now: impl FnOnce() -> u64) -> Option<Pmtu> {
         if self.buckets.is_empty() {

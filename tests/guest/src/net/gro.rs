@@ -384,7 +384,7 @@ struct UdpSockets<'a>(&'a PortTable<u32>, &'a SockTable);
 
 impl UdpGro for UdpSockets<'_> {
     fn asked(&self, from: (u32, u16), to: (u32, u16)) -> bool {
-        let found = self.0.lookup(from, to);
+        let found = self.0.lookup(from, to, ());
         found
             .and_then(|at| self.1.get(at))
             .is_some_and(|sk| sk.gro_enabled)

@@ -14,8 +14,9 @@ use super::ipv6::{
     IN6ADDR_ANY, IPPROTO_ICMPV6, IPV6_MIN_MTU, IPV6HDR_LEN, Ipv6hdr, NEXTHDR, is_multicast,
     needs_scope_id, skip_exthdr,
 };
-use super::netdevice::IFF_LOOPBACK;
+use super::netdevice::{IFF_LOOPBACK, Ifindex};
 use super::skbuff::{IpSummed, PktType, SkBuff, Skb};
+use super::sock::Proto;
 use super::stats::{Mib6, RxDrop};
 use super::tcp::IPPROTO_TCP;
 use super::udp::IPPROTO_UDP;
@@ -100,6 +101,8 @@ pub(super) struct Icmp6Error {
     code: u8,
     /// The MTU of a path, or the octet that is wrong.
     info: u32,
+    /// The device that the message came by.
+    pub iif: Ifindex,
 }
 
 impl<T: Transport, M: Machine> Kernel<T, M> {
@@ -121,6 +124,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             icmp_type,
             code,
             info: u32::from_be_bytes([i0, i1, i2, i3]),
+            iif: skb.ip6.iif,
         };
         match icmp_type {
             ICMPV6_ECHO_REQUEST => self.icmpv6_echo_reply(&skb),
@@ -145,12 +149,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     fn icmpv6_echo_reply(&mut self, request: &SkBuff) {
         let _stage = self.stage("icmpv6_echo_reply");
         let hdr = request.ip6;
-        let oif = needs_scope_id(hdr.saddr).then_some(request.dev);
-        let Ok(rt) = self.ip6_route_output(hdr.saddr, oif) else {
+        let oif = needs_scope_id(hdr.saddr).then_some(hdr.iif);
+        let Ok(rt) = self.ip6_dst_lookup_flow(hdr.saddr, oif) else {
             return;
         };
         let saddr = if is_multicast(hdr.daddr) {
-            self.ipv6_dev_get_saddr(rt.dev, hdr.saddr)
+            self.ipv6_dev_get_saddr(rt.iif, hdr.saddr)
         } else {
             Some(hdr.daddr)
         };
@@ -161,6 +165,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             tclass: hdr.tclass,
             ..Flow6::new(saddr, hdr.saddr, IPPROTO_ICMPV6)
         };
+        if request.len() > usize::from(u16::MAX) {
+            // A jumbogram (RFC 2675), of which fragments cannot be.
+            return self.inc6(Mib6::Icmp6OutErrors);
+        }
         let skb = self.ip_append_data(request.data(), None);
         self.icmpv6_push_pending_frames(skb, &flow, rt, ICMPV6_ECHO_REPLY);
     }
@@ -218,8 +226,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if limited && !looped && !self.icmp_global_allow() {
             return;
         }
-        let oif = needs_scope_id(hdr.saddr).then_some(skb_in.dev);
-        let Ok(rt) = self.ip6_route_output(hdr.saddr, oif) else {
+        let iif = skb_in.ip6.iif;
+        let oif = needs_scope_id(hdr.saddr).then_some(iif);
+        let Ok(rt) = self.ip6_dst_lookup_flow(hdr.saddr, oif) else {
+            if limited && !looped {
+                // As if there had been too many.
+                self.inc6(Mib6::Icmp6OutRateLimitHost);
+            }
             return;
         };
         if limited && !looped && !self.icmpv6_xrlim_allow(hdr.saddr, &rt)
@@ -231,7 +244,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let saddr = if own {
             Some(hdr.daddr)
         } else {
-            self.ipv6_dev_get_saddr(skb_in.dev, hdr.saddr)
+            self.ipv6_dev_get_saddr(iif, hdr.saddr)
         };
         let Some(saddr) = saddr else {
             return;
@@ -278,11 +291,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     /// A message of ours was not delivered.
     fn icmpv6_err(&mut self, hdr: &Ipv6hdr, quoted: &[u8], error: Icmp6Error) {
         if error.icmp_type == ICMPV6_PKT_TOOBIG {
-            self.ip6_update_pmtu(hdr.daddr, error.info);
+            self.ip6_update_pmtu(hdr.daddr, error.info, error.iif);
         }
         if quoted[0] == ICMPV6_ECHO_REQUEST {
             let ident = u16::from_be_bytes([quoted[4], quoted[5]]);
-            if let Some(at) = self.ping6_table.lookup_local((hdr.saddr, ident)) {
+            if let Some(at) = self
+                .ping6_table
+                .lookup_local((hdr.saddr, ident), Some(error.iif))
+            {
                 self.sock_icmp6_error(at, hdr.daddr, error);
             }
         }
@@ -294,12 +310,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return;
         };
         let (pmtudisc, connected) = (sk.pmtudisc, sk.pinet6.daddr != 0);
+        let udp = sk.sk_prot == Proto::Udpv6;
         let (errno, mut for_good) = icmpv6_err_convert(error.icmp_type, error.code);
-        if error.icmp_type == ICMPV6_PKT_TOOBIG {
+        if udp && error.icmp_type == ICMPV6_PKT_TOOBIG {
             if !pmtudisc.accepts_pmtu() {
                 return;
             }
-            self.ip6_update_pmtu(daddr, error.info);
+            self.ip6_update_pmtu(daddr, error.info, error.iif);
             for_good = pmtudisc != IpPmtudisc::Dont;
         }
         if for_good && connected {

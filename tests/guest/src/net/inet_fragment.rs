@@ -3,9 +3,9 @@
 //! In: fragments and where they belong. Out: all of a packet's, once none is missing. A queue is one packet; what it holds
 //! is kept in order of arrival, and beside it the runs of octets that are covered. A fragment that is there already is a
 //! duplicate, one that is there in part makes its queue worthless (RFC 5722). Memory is bounded: once
-//! `ipfrag_high_thresh` is passed nothing more is taken. Queues that end are kept for their memory.
+//! `ipfrag_high_thresh` is passed nothing more is taken. Queues that end well are kept for their memory, within bounds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::skbuff::{IpSummed, NET_SKB_PAD, Skb};
 use super::stats::RxDrop;
@@ -14,6 +14,9 @@ use crate::transport::Transport;
 
 /// What a queue is charged with before it holds anything (`struct ipq`).
 const QUEUE_SIZE: usize = 208;
+
+/// Bytes that places without a packet keep at most, all together: those of a few packets with many fragments.
+const SPARE_MAX: usize = 64 << 10;
 
 /// Fragments of one packet have this in common (`struct frag_v4_compare_key`, `struct frag_v6_compare_key`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -58,8 +61,8 @@ pub(super) struct FragQueue {
     meat: usize,
     /// What the fragments say of congestion, as a set.
     pub ecn: u8,
-    /// The sender's count of fragments when one of this packet came last.
-    pub rid: u32,
+    /// The sender's count of fragments when one of this packet came last, if they are counted.
+    rid: Option<u32>,
     /// Fragments with the octet of the payload that they begin at.
     pub fragments: Vec<(usize, Skb)>,
     /// Octets that are covered without a gap, from and to, in order.
@@ -120,6 +123,17 @@ impl FragQueue {
         self.first_in && self.last_in && self.meat == self.len
     }
 
+    /// Bytes that its fragments and runs have room in, whether they are there or not.
+    fn spare(&self) -> usize {
+        self.fragments.capacity() * size_of::<(usize, Skb)>()
+            + self.runs.capacity() * size_of::<(usize, usize)>()
+    }
+
+    /// Gives that room back.
+    fn free_spare(&mut self) {
+        (self.fragments, self.runs) = (Vec::new(), Vec::new());
+    }
+
     /// Forgets what it knew of the fragments, which are still there.
     fn clear(&mut self) {
         (self.first_in, self.last_in) = (false, false);
@@ -139,8 +153,10 @@ struct Peer {
 #[derive(Debug, Default)]
 pub(super) struct Fqdir {
     queues: Vec<FragQueue>,
-    /// Places in `queues` without a packet.
-    free: Vec<usize>,
+    /// Places in `queues` without a packet; those with memory are at the end.
+    free: VecDeque<usize>,
+    /// Bytes that they keep.
+    spare: usize,
     hash: HashMap<FragKey, usize>,
     peers: HashMap<u128, Peer>,
     /// Bytes that are charged (`FRAG: memory` in `/proc/net/sockstat`).
@@ -168,14 +184,13 @@ impl Fqdir {
         if let Some(&at) = self.hash.get(&key) {
             return at;
         }
-        let at = self.free.pop().unwrap_or_else(|| {
+        let at = self.free.pop_back().unwrap_or_else(|| {
             self.queues.push(FragQueue::default());
             self.queues.len() - 1
         });
-        let peer = self.peers.entry(key.saddr).or_default();
-        peer.queues += 1;
         let queue = &mut self.queues[at];
-        (queue.key, queue.rid, queue.mem) = (key, peer.rid, QUEUE_SIZE);
+        self.spare -= queue.spare();
+        (queue.key, queue.mem) = (key, QUEUE_SIZE);
         self.mem += QUEUE_SIZE;
         self.hash.insert(key, at);
         self.set_timer(at, expires);
@@ -194,11 +209,13 @@ impl Fqdir {
     /// Counts a fragment of the queue's sender; how many of his came since the last one of this packet.
     pub fn distance(&mut self, at: usize) -> u32 {
         let queue = &mut self.queues[at];
-        let Some(peer) = self.peers.get_mut(&queue.key.saddr) else {
-            return 0;
-        };
+        let peer = self.peers.entry(queue.key.saddr).or_default();
+        let start = queue.rid.unwrap_or_else(|| {
+            peer.queues += 1;
+            peer.rid
+        });
         peer.rid = peer.rid.wrapping_add(1);
-        let start = std::mem::replace(&mut queue.rid, peer.rid);
+        queue.rid = Some(peer.rid);
         peer.rid.wrapping_sub(start)
     }
 
@@ -228,7 +245,9 @@ impl Fqdir {
         queue.expires = None;
         let key = queue.key;
         self.hash.remove(&key);
-        if let Some(peer) = self.peers.get_mut(&key.saddr) {
+        if queue.rid.take().is_some()
+            && let Some(peer) = self.peers.get_mut(&key.saddr)
+        {
             peer.queues -= 1;
             if peer.queues == 0 {
                 self.peers.remove(&key.saddr);
@@ -244,7 +263,16 @@ impl Fqdir {
         let queue = &mut self.queues[at];
         queue.clear();
         self.mem -= std::mem::take(&mut queue.mem);
-        self.free.push(at);
+        if self.spare + queue.spare() > SPARE_MAX {
+            queue.free_spare();
+        }
+        match queue.spare() {
+            0 => self.free.push_front(at),
+            spare => {
+                self.spare += spare;
+                self.free.push_back(at);
+            }
+        }
     }
 
     /// How many places there are for queues, taken and free.
@@ -285,13 +313,14 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.fqdir(of).destroy(at);
     }
 
-    /// Drops what a queue holds.
+    /// Drops what a queue holds, and the room for it: it was somebody's doing that there is none that is whole.
     pub(super) fn inet_frag_rbtree_purge(&mut self, of: Frags, at: usize, reason: RxDrop) {
         let _stage = self.stage("inet_frag_rbtree_purge");
         while let Some(skb) = self.fqdir(of).purge_one(at) {
             self.counters.reassembling -= 1;
             self.drop_rx(skb, reason);
         }
+        self.fqdir(of).queue(at).free_spare();
     }
 
     /// Adds a fragment whose octets were found to be missing; whether it was the last one.
@@ -399,6 +428,44 @@ mod tests {
         assert!(queue.agrees(8, true));
     }
 
+    /// As many fragments as a packet can have, with a gap behind each, in a queue of their own.
+    fn fill(fqdir: &mut Fqdir, id: u32) -> usize {
+        let key = FragKey {
+            id,
+            ..FragKey::default()
+        };
+        let at = fqdir.find_or_create(key, 5);
+        for offset in (0..1 << 16).step_by(16) {
+            fqdir.queue(at).insert(offset, offset + 8).unwrap();
+            fqdir.add(at, offset, Skb::default());
+        }
+        at
+    }
+
+    #[test]
+    fn queues_that_end_keep_little_memory() {
+        let mut fqdir = Fqdir::default();
+        for round in 0..3 {
+            let open: Vec<_> = (0..10).map(|id| fill(&mut fqdir, id)).collect();
+            for at in open {
+                fqdir.kill(at);
+                while fqdir.purge_one(at).is_some() {}
+                fqdir.destroy(at);
+            }
+            let kept: usize = fqdir.queues.iter().map(FragQueue::spare).sum();
+            assert!(kept <= SPARE_MAX, "{kept} after {round}");
+            assert_eq!((kept, fqdir.places()), (fqdir.spare, 10));
+        }
+        // What is small enough is kept, and used again first.
+        let at = fqdir.find_or_create(FragKey::default(), 5);
+        fqdir.queue(at).insert(0, 8).unwrap();
+        fqdir.kill(at);
+        fqdir.destroy(at);
+        assert!(fqdir.spare > 0);
+        assert_eq!(fqdir.find_or_create(FragKey::default(), 5), at);
+        assert_eq!(fqdir.spare, 0);
+    }
+
     #[test]
     fn a_sender_is_known_as_long_as_something_waits() {
         let mut fqdir = Fqdir::default();
@@ -411,15 +478,18 @@ mod tests {
             fqdir.find_or_create(key(2), 3),
         );
         assert_eq!(fqdir.find_or_create(key(1), 9), a);
+        assert!(fqdir.peers.is_empty(), "nobody counts");
         assert_eq!(fqdir.next_timer(), Some(3));
         assert_eq!((fqdir.distance(a), fqdir.distance(a)), (1, 1));
-        assert_eq!((fqdir.distance(b), fqdir.distance(a)), (3, 2));
+        assert_eq!((fqdir.distance(b), fqdir.distance(a)), (1, 2));
+        assert_eq!((fqdir.distance(a), fqdir.distance(b)), (1, 3));
         for at in [a, b] {
             fqdir.kill(at);
             fqdir.destroy(at);
         }
         assert_eq!((fqdir.mem(), fqdir.next_timer()), (0, None));
         assert!(fqdir.peers.is_empty());
-        assert_eq!(fqdir.find_or_create(key(3), 9), b, "its place again");
+        let again = fqdir.find_or_create(key(3), 9);
+        assert!(again == a || again == b, "a place again");
     }
 }

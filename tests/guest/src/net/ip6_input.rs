@@ -145,10 +145,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
         let loopback = self.netdevs[skb.dev].flags & IFF_LOOPBACK != 0;
         let version = skb.data().first().map(|first| first >> 4);
-        let Some(hdr) = Ipv6hdr::parse(skb.data()).filter(|_| version == Some(6)) else {
+        let Some(mut hdr) = Ipv6hdr::parse(skb.data()).filter(|_| version == Some(6)) else {
             self.bad_header6(skb);
             return None;
         };
+        hdr.iif = if loopback { skb.ip6.iif } else { skb.dev };
         let ecn = [
             Mib6::Ip6InNoECTPkts,
             Mib6::Ip6InECT1Pkts,

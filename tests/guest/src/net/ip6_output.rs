@@ -90,9 +90,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         });
     }
 
+    /// Sends a packet; one that was not let out is counted.
     pub(super) fn ip6_send_skb(&mut self, skb: Skb, rt: Rt6Info) -> Result<(), Errno> {
         let _stage = self.stage("ip6_send_skb");
-        self.ip6_local_out(skb, rt)
+        let sent = self.ip6_local_out(skb, rt);
+        sent.inspect_err(|_| self.inc6(Mib6::Ip6OutDiscards))
     }
 
     /// The length is written; what the filter drops its sender hears of.
@@ -108,7 +110,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
 
     fn ip6_output(&mut self, mut skb: Skb, rt: Rt6Info) -> Result<(), Errno> {
         let _stage = self.stage("ip6_output");
-        skb.dev = rt.dev;
+        (skb.dev, skb.ip6.iif) = (rt.dev, rt.iif);
         let skb = self.nf_hook6_out(NfHook::PostRouting, skb)?;
         self.ip6_finish_output(skb, rt);
         Ok(())
@@ -201,6 +203,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
         }
         self.upd6(Mib6::Ip6OutTransmits, Mib6::Ip6OutOctets, skb.len());
-        self.neigh_output::<Ndisc>(rt.next_hop, skb);
+        if !self.neigh_output::<Ndisc>(rt.next_hop, skb) {
+            self.inc6(Mib6::Ip6OutNoRoutes);
+        }
     }
 }

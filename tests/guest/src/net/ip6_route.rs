@@ -7,10 +7,12 @@ use std::net::Ipv6Addr;
 
 use super::fib_nh_exception::Pmtu;
 use super::ipv6::{
-    IN6ADDR_ANY, IN6ADDR_LOOPBACK, IPV6_MIN_MTU, Ipv6hdr, is_linklocal, is_multicast, prefix_mask6,
+    IN6ADDR_ANY, IN6ADDR_LOOPBACK, IPV6_MIN_MTU, Ipv6hdr, is_linklocal, is_multicast,
+    needs_scope_id, prefix_mask6,
 };
 use super::netdevice::{IFF_LOOPBACK, Ifindex};
 use super::route::RtType;
+use super::stats::Mib6;
 use super::sysctl_net_ipv4::nanos;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;
@@ -44,6 +46,8 @@ pub(crate) struct Rt6Info {
     pub rt_type: RtType,
     /// The device that it leaves by.
     pub dev: Ifindex,
+    /// The device that has the address, where that is this host's; else the same (`rt6i_idev`).
+    pub iif: Ifindex,
     /// The neighbour that gets it.
     pub next_hop: u128,
     /// Bits of the network that the route leads to.
@@ -81,6 +85,11 @@ impl Fib6 {
         }
         self.table.insert(at, entry);
         true
+    }
+
+    /// A device has no IPv6 any more.
+    pub fn remove_dev(&mut self, dev: Ifindex) {
+        self.table.retain(|entry| entry.dev != dev);
     }
 
     /// The route to `addr`, by a device if one is named.
@@ -123,6 +132,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Some(Rt6Info {
             rt_type: entry.rt_type,
             dev: entry.dev,
+            iif: entry.dev,
             next_hop: if entry.gateway == IN6ADDR_ANY {
                 daddr
             } else {
@@ -139,6 +149,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         Rt6Info {
             rt_type: RtType::Multicast,
             dev,
+            iif: dev,
             next_hop: daddr,
             plen: 8,
             pmtu: 0,
@@ -154,7 +165,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     ) -> Result<Rt6Info, Errno> {
         let _stage = self.stage("ip6_route_output_flags");
         let mut rt = if is_multicast(daddr) {
-            self.ip6_route_mc(daddr, oif.unwrap_or(Ifindex::ETH0))
+            let dev = oif.unwrap_or(Ifindex::ETH0);
+            // Each device with IPv6 has a route to all groups, but the loopback device.
+            if self.netdevs[dev].flags & IFF_LOOPBACK != 0 || !self.has_ipv6(dev) {
+                return Err(Errno::ENETUNREACH);
+            }
+            self.ip6_route_mc(daddr, dev)
         } else {
             let found = self.fib6_table_lookup(daddr, oif);
             // An address of this host is there, whichever device is named.
@@ -165,7 +181,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if rt.rt_type == RtType::Local {
             rt.dev = Ifindex::LO;
         }
-        if let Some(pmtu) = self.fnhe6.find(daddr, || self.machine.now()) {
+        let host = (daddr, needs_scope_id(daddr).then_some(rt.dev));
+        if let Some(pmtu) = self.fnhe6.find(host, || self.machine.now()) {
             rt.pmtu = pmtu.mtu;
         }
         self.changed("rt6", || {
@@ -177,6 +194,16 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             )
         });
         Ok(rt)
+    }
+
+    /// The same for a sender that is told if there is none, which is counted (`ip6_dst_lookup_flow`).
+    pub(super) fn ip6_dst_lookup_flow(
+        &mut self,
+        daddr: u128,
+        oif: Option<Ifindex>,
+    ) -> Result<Rt6Info, Errno> {
+        let rt = self.ip6_route_output(daddr, oif);
+        rt.inspect_err(|_| self.inc6(Mib6::Ip6OutNoRoutes))
     }
 
     /// Straight to a neighbour, whatever the table says (`icmp6_dst_alloc`). Groups do not hear themselves.
@@ -204,10 +231,11 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    /// A packet to `daddr` was too long on its way, where `mtu` octets pass (RFC 8201).
-    pub(super) fn ip6_update_pmtu(&mut self, daddr: u128, mtu: u32) {
+    /// A packet to `daddr` was too long on its way, where `mtu` octets pass (RFC 8201); that came by `dev`.
+    pub(super) fn ip6_update_pmtu(&mut self, daddr: u128, mtu: u32, dev: Ifindex) {
         let _stage = self.stage("ip6_update_pmtu");
-        let Ok(rt) = self.ip6_route_output(daddr, None) else {
+        let oif = needs_scope_id(daddr).then_some(dev);
+        let Ok(rt) = self.ip6_route_output(daddr, oif) else {
             return;
         };
         let Ok(mtu) = u16::try_from(mtu) else {
@@ -224,7 +252,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             locked: false,
             expires,
         };
-        self.fnhe6.update_or_create(daddr, pmtu);
+        let host = (daddr, oif.map(|_| rt.dev));
+        self.fnhe6.update_or_create(host, pmtu);
         self.changed("rt6_exception", || mtu.to_string());
     }
 }
@@ -274,7 +303,10 @@ mod tests {
                 let found = fib.lookup(bits, dev);
                 assert_eq!(found.map(|entry| entry.gateway), Some(want), "{addr}");
             }
-            assert!(fib.is_local(routes.iter().find(|r| r.plen == 128).unwrap().prefix, None));
+            let own = routes.iter().find(|r| r.plen == 128).unwrap().prefix;
+            assert!(fib.is_local(own, None));
+            fib.remove_dev(eth0);
+            assert!(fib.lookup(own, None).is_none() && fib.table.len() == 1);
         }
         assert!(Fib6::default().lookup(1, None).is_none());
     }

@@ -1,6 +1,7 @@
 //! IPv6's header and addresses (Linux: `include/uapi/linux/ipv6.h`, `net/ipv6/addrconf_core.c`; RFC 8200, RFC 4291).
 
 use super::eth::ETH_ALEN;
+use super::netdevice::Ifindex;
 
 /// Bytes of the header.
 pub(super) const IPV6HDR_LEN: usize = 40;
@@ -47,6 +48,8 @@ pub(crate) struct Ipv6hdr {
     pub thoff: u32,
     /// A fragment header was among them (`IP6SKB_FRAGMENTED`).
     pub fragmented: bool,
+    /// The device that it came by; of what this host sent to itself the one that has the address.
+    pub iif: Ifindex,
 }
 
 impl Ipv6hdr {
@@ -63,6 +66,7 @@ impl Ipv6hdr {
             nhoff: NEXTHDR as u32,
             thoff: IPV6HDR_LEN as u32,
             fragmented: false,
+            iif: Ifindex::default(),
         })
     }
 
@@ -166,12 +170,14 @@ pub(super) struct Upper {
 
 /// Looks behind the headers from `at` on, of which the first is `nexthdr` (`ipv6_skip_exthdr`); the walk ends at the
 /// header of a fragment that is not the first. `None` if one is cut off, or nothing follows.
-pub(super) fn skip_exthdr(packet: &[u8], mut at: usize, mut nexthdr: u8) -> Option<Upper> {
+pub(super) fn skip_exthdr(packet: &[u8], at: usize, nexthdr: u8) -> Option<Upper> {
+    find_hdr(packet, at, nexthdr).filter(|upper| upper.protocol != NEXTHDR_NONE)
+}
+
+/// The same, but that nothing follows is found as well.
+pub(super) fn find_hdr(packet: &[u8], mut at: usize, mut nexthdr: u8) -> Option<Upper> {
     let mut frag_off = 0;
-    while is_ext_hdr(nexthdr) {
-        if nexthdr == NEXTHDR_NONE {
-            return None;
-        }
+    while is_ext_hdr(nexthdr) && nexthdr != NEXTHDR_NONE {
         let &[next, len] = packet.get(at..)?.first_chunk()?;
         let len = match nexthdr {
             NEXTHDR_FRAGMENT => {

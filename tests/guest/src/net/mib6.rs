@@ -94,7 +94,7 @@ pub enum Mib6 {
     Udp6OutDatagrams,
     /// The socket's queue was full.
     Udp6RcvbufErrors,
-    /// None: senders are told to come again.
+    /// The socket's send buffer was full.
     Udp6SndbufErrors,
     /// With a bad checksum, or none.
     Udp6InCsumErrors,

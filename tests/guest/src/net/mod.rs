@@ -439,7 +439,7 @@ pub struct Kernel<T: Transport, M: Machine> {
     arp_tbl: NeighTable<u32>,
     inet6_protos: [Option<Inet6Protocol>; 256],
     fib6: Fib6,
-    fnhe6: FnheHash<u128>,
+    fnhe6: FnheHash<(u128, Option<Ifindex>)>,
     nd_tbl: NeighTable<u128>,
     nf: NfHooks,
     socks: SockTable,

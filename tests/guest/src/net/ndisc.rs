@@ -71,6 +71,7 @@ pub(super) struct Ndisc;
 impl<T: Transport, M: Machine> NeighOps<T, M> for Ndisc {
     type Key = u128;
     const PROTOCOL: u16 = ETH_P_IPV6;
+    const TBL: &'static str = "nd_tbl";
 
     #[inline]
     fn tbl(kernel: &Kernel<T, M>) -> &NeighTable<u128> {

@@ -32,6 +32,8 @@ pub(super) trait NeighOps<T: Transport, M: Machine> {
     type Key: NeighKey;
     /// Ethertype of packets to them.
     const PROTOCOL: u16;
+    /// The name of their table.
+    const TBL: &'static str;
 
     fn tbl(kernel: &Kernel<T, M>) -> &NeighTable<Self::Key>;
 
@@ -95,11 +97,12 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         &mut F::tbl_mut(self).entries[at]
     }
 
-    /// Sends an IP packet to the neighbour `key` (`ip_neigh_for_gw`, `neigh_output`).
-    pub(super) fn neigh_output<F: NeighOps<T, M>>(&mut self, key: F::Key, skb: Skb) {
+    /// Sends an IP packet to the neighbour `key` (`ip_neigh_for_gw`, `neigh_output`); whether there was room for him.
+    pub(super) fn neigh_output<F: NeighOps<T, M>>(&mut self, key: F::Key, skb: Skb) -> bool {
         let known = F::tbl(self).lookup(key, skb.dev);
         let Some(at) = known.or_else(|| self.__neigh_create::<F>(key, skb.dev)) else {
-            return self.drop_tx(skb, TxDrop::NeighTableFull);
+            self.drop_tx(skb, TxDrop::NeighTableFull);
+            return false;
         };
         let neigh = self.neigh::<F>(at);
         if neigh.nud_state.is_connected() && neigh.hh_cached {
@@ -107,6 +110,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         } else {
             self.neigh_resolve_output::<F>(at, skb);
         }
+        true
     }
 
     pub(super) fn neigh_lookup<F: NeighOps<T, M>>(
@@ -141,7 +145,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let _stage = self.stage("__neigh_create");
         let now = self.machine.now();
         let at = F::tbl_mut(self).create(key, dev, now)?;
-        self.changed("arp_tbl", || format!("{} added", key.addr()));
+        self.changed(F::TBL, || format!("{} added", key.addr()));
         if let Some(to) = F::constructor(self, key, dev) {
             let own = self.netdevs[dev].dev_addr;
             let neigh = self.neigh_mut::<F>(at);

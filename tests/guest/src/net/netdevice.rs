@@ -282,6 +282,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return Err(Errno::ERANGE);
         }
         self.netdevs[index].mtu = mtu;
+        self.addrconf_mtu_changed(index);
         // Its VLANs go with it (`NETDEV_CHANGEMTU`).
         for at in 0..self.netdevs[index].vlans.len() {
             let (_, vlan) = self.netdevs[index].vlans[at];
@@ -297,6 +298,10 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     pub(crate) fn dev_addr_changed(&mut self, dev: Ifindex, addr: [u8; 6]) {
         self.netdevs[dev].dev_addr = addr;
         self.neigh_changeaddr(dev);
+        if self.ipv6_get_lladdr(dev).is_none() {
+            // It had no hardware address before.
+            self.addrconf_dev_config(dev);
+        }
         for at in 0..self.netdevs[dev].vlans.len() {
             let (_, vlan) = self.netdevs[dev].vlans[at];
             self.dev_addr_changed(vlan, addr);

@@ -9,7 +9,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::ip_input::IPHDR_LEN;
-use super::ipv6::{IPV6HDR_LEN, Ipv6hdr, NEXTHDR, prefix_mask6, skip_exthdr};
+use super::ipv6::{
+    IPV6HDR_LEN, Ipv6hdr, NEXTHDR, NEXTHDR_FRAGMENT, NEXTHDR_NONE, find_hdr, is_ext_hdr,
+    prefix_mask6,
+};
 use super::skbuff::{SkBuff, Skb};
 use super::stats::RxDrop;
 use super::{Kernel, Machine};
@@ -177,11 +180,18 @@ impl NftRule {
                 (network.to_bits() ^ addr) & prefix_mask6(prefix_len) == 0
             })
         };
-        let upper = skip_exthdr(packet, IPV6HDR_LEN, packet[NEXTHDR]);
+        let upper = find_hdr(packet, IPV6HDR_LEN, packet[NEXTHDR]);
         let port = upper
             .filter(|upper| matches!(upper.protocol, 6 | 17))
             .and_then(|upper| packet.get(upper.at + 2..upper.at + 4));
-        let protocol = upper.map(|upper| upper.protocol);
+        let protocol = upper.and_then(|upper| match upper.protocol {
+            // A later fragment says itself what it is a piece of, unless that is another header.
+            NEXTHDR_FRAGMENT => packet
+                .get(upper.at)
+                .copied()
+                .filter(|next| !is_ext_hdr(*next) || *next == NEXTHDR_NONE),
+            protocol => Some(protocol),
+        });
         within(self.saddr6, hdr.saddr)
             && within(self.daddr6, hdr.daddr)
             && self.protocol.is_none_or(|wanted| protocol == Some(wanted))

@@ -61,7 +61,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             return;
         }
         let ident = u16::from_be_bytes([quoted[4], quoted[5]]);
-        if let Some(at) = self.ping_table.lookup_local((iph.saddr, ident)) {
+        if let Some(at) = self.ping_table.lookup_local((iph.saddr, ident), ()) {
             self.sock_icmp_error(at, (iph.daddr, 0), error, quoted);
         }
     }
@@ -74,7 +74,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             .data()
             .first_chunk::<ICMPHDR_LEN>()
             .map_or(0, |hdr| u16::from_be_bytes([hdr[4], hdr[5]]));
-        match self.ping_table.lookup_local((skb.ip.daddr, ident)) {
+        match self.ping_table.lookup_local((skb.ip.daddr, ident), ()) {
             Some(at) => {
                 self.sock_queue_rcv_skb(at, skb, RxDrop::PingRcvbufErrors);
             }

@@ -5,6 +5,7 @@
 //! dropped and counted, and senders are told to come again. Sockets are found by a hash of their port.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 
 use super::ip_cork::Pending;
 use super::ip_recverr::ErrorQueue;
@@ -12,7 +13,7 @@ use super::ip_sockglue::{IpPmtudisc, McOptions};
 use super::netdevice::Ifindex;
 use super::raw::RawOptions;
 use super::skbuff::{SkBuff, Skb};
-use super::stats::RxDrop;
+use super::stats::{Mib6, RxDrop};
 use super::trace::Span;
 use super::{Errno, Kernel, Machine, Received};
 use crate::transport::Transport;
@@ -117,8 +118,10 @@ pub(super) struct Ipv6Pinfo {
     pub rcv_saddr: u128,
     pub saddr: u128,
     pub daddr: u128,
-    /// The device that link-local packets leave by (`sk_bound_dev_if`), if that was said.
+    /// The device that packets leave by and come by (`sk_bound_dev_if`), if one was named.
     pub oif: Option<Ifindex>,
+    /// What the packets say of their class (`IPV6_TCLASS`).
+    pub tclass: u8,
 }
 
 impl Sock {
@@ -253,18 +256,30 @@ impl SockTable {
 
 /// An address of a socket; the default is any.
 pub(super) trait SockAddr: Copy + Eq + Default {
+    /// What names a device beside it; the default is any.
+    type Dev: Copy + Eq + Default + Debug;
+
     /// A socket's own address, and its peer's.
     fn of(sk: &Sock) -> (Self, Self);
+
+    /// The device that a socket is tied to.
+    fn dev(sk: &Sock) -> Self::Dev;
 
     /// Some of its bits, for a hash.
     fn bits(self) -> u64;
 }
 
 impl SockAddr for u32 {
+    /// They all mean the same on each.
+    type Dev = ();
+
     #[inline]
     fn of(sk: &Sock) -> (Self, Self) {
         (sk.inet_rcv_saddr, sk.inet_daddr)
     }
+
+    #[inline]
+    fn dev(_: &Sock) {}
 
     #[inline]
     fn bits(self) -> u64 {
@@ -273,9 +288,16 @@ impl SockAddr for u32 {
 }
 
 impl SockAddr for u128 {
+    type Dev = Option<Ifindex>;
+
     #[inline]
     fn of(sk: &Sock) -> (Self, Self) {
         (sk.pinet6.rcv_saddr, sk.pinet6.daddr)
+    }
+
+    #[inline]
+    fn dev(sk: &Sock) -> Self::Dev {
+        sk.pinet6.oif
     }
 
     #[inline]
@@ -286,12 +308,13 @@ impl SockAddr for u128 {
 
 /// What of a socket decides whether a packet is for it: what a lookup reads is together.
 #[derive(Debug, Clone, Copy)]
-struct HashEntry<A> {
+struct HashEntry<A: SockAddr> {
     at: u32,
     num: u16,
     dport: u16,
     rcv_saddr: A,
     daddr: A,
+    dev: A::Dev,
     reuse: bool,
     reuseport: bool,
 }
@@ -305,6 +328,7 @@ impl<A: SockAddr> HashEntry<A> {
             dport: sk.inet_dport,
             rcv_saddr,
             daddr,
+            dev: A::dev(sk),
             reuse: sk.sk_reuse,
             reuseport: sk.sk_reuseport,
         }
@@ -314,19 +338,22 @@ impl<A: SockAddr> HashEntry<A> {
     /// peer, because Linux looks for such sockets first.
     fn score(&self) -> u8 {
         let own = u8::from(self.rcv_saddr != A::default());
-        16 * own + 4 * u8::from(self.daddr != A::default()) + 4 * u8::from(self.dport != 0)
+        let peer = 4 * u8::from(self.daddr != A::default()) + 4 * u8::from(self.dport != 0);
+        16 * own + peer + u8::from(self.dev != A::Dev::default())
     }
 
-    /// Whether it is at that local address.
+    /// Whether it is at that local address, of that device.
     #[inline]
-    fn is_at(&self, daddr: A, num: u16) -> bool {
-        self.num == num && (self.rcv_saddr == daddr || self.rcv_saddr == A::default())
+    fn is_at(&self, daddr: A, num: u16, dev: A::Dev) -> bool {
+        self.num == num
+            && (self.rcv_saddr == daddr || self.rcv_saddr == A::default())
+            && (self.dev == dev || self.dev == A::Dev::default())
     }
 
-    /// Whether it takes a packet.
+    /// Whether it takes a packet that came by a device.
     #[inline]
-    fn takes(&self, (saddr, sport): (A, u16), (daddr, num): (A, u16)) -> bool {
-        self.is_at(daddr, num)
+    fn takes(&self, (saddr, sport): (A, u16), (daddr, num): (A, u16), dev: A::Dev) -> bool {
+        self.is_at(daddr, num, dev)
             && (self.daddr == saddr || self.daddr == A::default())
             && (self.dport == sport || self.dport == 0)
     }
@@ -334,14 +361,14 @@ impl<A: SockAddr> HashEntry<A> {
 
 /// Sockets by local port (`struct udp_table`).
 #[derive(Debug)]
-pub(super) struct PortTable<A> {
+pub(super) struct PortTable<A: SockAddr> {
     /// In each slot those with the highest score come first, and of equals the newest.
     slots: Vec<Vec<HashEntry<A>>>,
     /// Where to look for a free port first.
     next_port: u16,
 }
 
-impl<A> Default for PortTable<A> {
+impl<A: SockAddr> Default for PortTable<A> {
     fn default() -> Self {
         Self {
             slots: (0..PORT_HASH_SIZE).map(|_| Vec::new()).collect(),
@@ -358,19 +385,25 @@ impl<A: SockAddr> PortTable<A> {
 
     /// The next socket that takes a packet, from the `nth` in its slot on; and where to go on.
     #[inline]
-    pub fn next_match(&self, nth: usize, from: (A, u16), to: (A, u16)) -> Option<(usize, usize)> {
+    pub fn next_match(
+        &self,
+        nth: usize,
+        from: (A, u16),
+        to: (A, u16),
+        dev: A::Dev,
+    ) -> Option<(usize, usize)> {
         let slot = self.slot(to.1).get(nth..)?;
-        let more = slot.iter().position(|entry| entry.takes(from, to))?;
+        let more = slot.iter().position(|entry| entry.takes(from, to, dev))?;
         Some((slot[more].at as usize, nth + more + 1))
     }
 
     /// The socket that fits a packet best (`__udp4_lib_lookup`); peers are address and port.
     #[inline(always)] // for each datagram; its other callers are rare
-    pub fn lookup(&self, from: (A, u16), to: (A, u16)) -> Option<usize> {
+    pub fn lookup(&self, from: (A, u16), to: (A, u16), dev: A::Dev) -> Option<usize> {
         for (nth, entry) in self.slot(to.1).iter().enumerate() {
-            if entry.takes(from, to) {
+            if entry.takes(from, to, dev) {
                 if entry.reuseport {
-                    return Some(self.reuseport_select_sock(nth, from, to));
+                    return Some(self.reuseport_select_sock(nth, from, to, dev));
                 }
                 return Some(entry.at as usize);
             }
@@ -380,11 +413,17 @@ impl<A: SockAddr> PortTable<A> {
 
     /// One of the sockets that share a port, always the same for a peer; the `nth` of the slot is the first of them.
     #[cold]
-    fn reuseport_select_sock(&self, nth: usize, from: (A, u16), to: (A, u16)) -> usize {
+    fn reuseport_select_sock(
+        &self,
+        nth: usize,
+        from: (A, u16),
+        to: (A, u16),
+        dev: A::Dev,
+    ) -> usize {
         let slot = &self.slot(to.1)[nth..];
         let score = slot[0].score();
         let shares = |entry: &&HashEntry<A>| {
-            entry.reuseport && entry.score() == score && entry.takes(from, to)
+            entry.reuseport && entry.score() == score && entry.takes(from, to, dev)
         };
         let count = slot.iter().filter(shares).count();
         let hash = (from.0.bits() << 16 | u64::from(from.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -396,10 +435,10 @@ impl<A: SockAddr> PortTable<A> {
     }
 
     /// The socket at a local address, whoever it is connected to (`ping_lookup`).
-    pub fn lookup_local(&self, (daddr, num): (A, u16)) -> Option<usize> {
+    pub fn lookup_local(&self, (daddr, num): (A, u16), dev: A::Dev) -> Option<usize> {
         self.slot(num)
             .iter()
-            .find(|entry| entry.is_at(daddr, num))
+            .find(|entry| entry.is_at(daddr, num, dev))
             .map(|entry| entry.at as usize)
     }
 
@@ -427,10 +466,12 @@ impl<A: SockAddr> PortTable<A> {
     fn lport_inuse(&self, num: u16, sk: &HashEntry<A>) -> bool {
         self.slot(num).iter().any(|other| {
             let both_own = sk.rcv_saddr != A::default() && other.rcv_saddr != A::default();
+            let any = A::Dev::default();
             other.num == num
                 && !(sk.reuse && other.reuse)
                 && !(sk.reuseport && other.reuseport)
                 && (!both_own || other.rcv_saddr == sk.rcv_saddr)
+                && (sk.dev == other.dev || sk.dev == any || other.dev == any)
         })
     }
 
@@ -552,13 +593,13 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     pub(super) fn sock_alloc_send(&mut self, at: usize) -> Result<(SkRef, u16, u8), Errno> {
         let sk = self.socks.get_mut(at).ok_or(Errno::EBADF)?;
-        if let Some(error) = sk.sk_err.take() {
-            self.counters.snmp.ip_out_discards += 1;
+        let full = || (sk.sk_wmem_alloc >= sk.sk_sndbuf).then_some(Errno::EAGAIN);
+        if let Some(error) = sk.sk_err.take().or_else(full) {
+            match sk.sk_prot {
+                Proto::Udpv6 | Proto::Pingv6 => self.inc6(Mib6::Ip6OutDiscards),
+                _ => self.counters.snmp.ip_out_discards += 1,
+            }
             return Err(error);
-        }
-        if sk.sk_wmem_alloc >= sk.sk_sndbuf {
-            self.counters.snmp.ip_out_discards += 1;
-            return Err(Errno::EAGAIN);
         }
         Ok((sk.sk_ref(at), sk.inet_num, sk.tos))
     }
@@ -625,8 +666,8 @@ mod tests {
             (PEER, 9, u32::MAX, 7000, Some(any)),
             (PEER, 9, OURS, 7000 + PORT_HASH_SIZE as u16, None),
         ] {
-            assert_eq!(table.lookup((saddr, sport), (daddr, port)), want);
-            let first = table.next_match(0, (saddr, sport), (daddr, port));
+            assert_eq!(table.lookup((saddr, sport), (daddr, port), ()), want);
+            let first = table.next_match(0, (saddr, sport), (daddr, port), ());
             assert_eq!(first.is_some(), want.is_some());
         }
     }
@@ -639,18 +680,22 @@ mod tests {
             last = add(&mut socks, &mut table, 0, (0, 0));
         }
         let (from, to) = ((PEER, 9), (OURS, 7000));
-        assert_eq!(table.lookup(from, to), Some(last));
-        assert_eq!(table.next_match(2, from, to), Some((0, 3)), "the oldest");
+        assert_eq!(table.lookup(from, to, ()), Some(last));
+        assert_eq!(
+            table.next_match(2, from, to, ()),
+            Some((0, 3)),
+            "the oldest"
+        );
     }
 
     #[test]
     fn a_local_address_is_enough_to_be_found_by() {
         let (mut socks, mut table) = (SockTable::default(), PortTable::default());
         let connected = add(&mut socks, &mut table, OURS, (PEER, 9));
-        assert_eq!(table.lookup((PEER, 0), (OURS, 7000)), None);
-        assert_eq!(table.lookup_local((OURS, 7000)), Some(connected));
-        assert_eq!(table.lookup_local((PEER, 7000)), None);
-        assert_eq!(table.lookup_local((OURS, 7001)), None);
+        assert_eq!(table.lookup((PEER, 0), (OURS, 7000), ()), None);
+        assert_eq!(table.lookup_local((OURS, 7000), ()), Some(connected));
+        assert_eq!(table.lookup_local((PEER, 7000), ()), None);
+        assert_eq!(table.lookup_local((OURS, 7001), ()), None);
     }
 
     #[test]

@@ -41,6 +41,19 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             .ok_or(Errno::EBADF)
     }
 
+    /// Sets the class of what a socket of AF_INET6 sends, ECN's two bits too (`IPV6_TCLASS`).
+    ///
+    /// # Errors
+    /// EBADF; ENOPROTOOPT: it is of another family.
+    pub fn set_tclass(&mut self, fd: Fd, tclass: u8) -> Result<(), Errno> {
+        let sk = self.sock_mut(fd)?;
+        match sk.sk_prot {
+            Proto::Udpv6 | Proto::Pingv6 => sk.pinet6.tclass = tclass,
+            _ => return Err(Errno::ENOPROTOOPT),
+        }
+        Ok(())
+    }
+
     /// Whether a socket shares its port (`SO_REUSEADDR`, `SO_REUSEPORT`).
     ///
     /// # Errors

@@ -244,8 +244,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         self.counters.snmp.tcp_out_segs += 1;
         self.counters.snmp.tcp_out_rsts += 1;
         self.changed("tcphdr", || {
-            let seq = &reply[4..12];
-            format!("RST, seq and ack_seq {seq:02x?}")
+            let seq = u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]);
+            let ack_seq = u32::from_be_bytes([reply[8], reply[9], reply[10], reply[11]]);
+            format!("RST, seq {seq}, ack_seq {ack_seq}")
         });
         let flow = Flow {
             saddr: skb.ip.daddr,

@@ -40,8 +40,8 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if th.has(TCP_FLAG_RST) || is_multicast(hdr.daddr) {
             return;
         }
-        let oif = needs_scope_id(hdr.saddr).then_some(skb.dev);
-        let Ok(rt) = self.ip6_route_output(hdr.saddr, oif) else {
+        let oif = needs_scope_id(hdr.saddr).then_some(hdr.iif);
+        let Ok(rt) = self.ip6_dst_lookup_flow(hdr.saddr, oif) else {
             return;
         };
         let mut reply = th.reset(skb.len());
@@ -59,6 +59,6 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let mut skb = self.ip_append_data(&reply, None);
         self.ip6_finish_skb(&mut skb, &flow);
         // Nobody waits for it: what the filter makes of it is counted.
-        let _ = self.ip6_send_skb(skb, rt);
+        let _ = self.ip6_local_out(skb, rt);
     }
 }

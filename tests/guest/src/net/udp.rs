@@ -108,7 +108,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
     #[inline]
     fn __udp4_lib_lookup(&self, from: (u32, u16), to: (u32, u16)) -> Option<usize> {
         let _stage = self.stage("__udp4_lib_lookup");
-        let found = self.udp_table.lookup(from, to);
+        let found = self.udp_table.lookup(from, to, ());
         self.changed("sk", || {
             found.map_or("none".into(), |at| format!("socket {at}"))
         });
@@ -133,7 +133,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             }
         };
         let (mut previous, mut nth) = (None, 0);
-        while let Some((at, next)) = self.udp_table.next_match(nth, from, to) {
+        while let Some((at, next)) = self.udp_table.next_match(nth, from, to, ()) {
             nth = next;
             if !self.ip_mc_sf_allow(at, &skb) {
                 continue;
@@ -208,7 +208,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let half = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
         // It went the other way.
         let (from, to) = ((iph.daddr, half(2)), (iph.saddr, half(0)));
-        match self.udp_table.lookup(from, to) {
+        match self.udp_table.lookup(from, to, ()) {
             Some(at) => self.sock_icmp_error(at, from, error, &quoted[UDPHDR_LEN..]),
             None => self.counters.snmp.icmp_in_errors += 1,
         }

@@ -13,7 +13,7 @@ use super::icmp6::{ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH, Icmp6Error};
 use super::ip6_output::Flow6;
 use super::ip6_route::Rt6Info;
 use super::ipv6::{IPV6HDR_LEN, Ipv6hdr, is_multicast};
-use super::netdevice::NETIF_F_HW_CSUM;
+use super::netdevice::{Ifindex, NETIF_F_HW_CSUM};
 use super::skbuff::{IpSummed, Skb};
 use super::stats::{Mib6, RxDrop};
 use super::udp::{CHECK, CHECKSUM_BREAK, IPPROTO_UDP, UDPHDR_LEN, source_port};
@@ -68,7 +68,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         if check == 0 || !sound {
             return self.udp6_discard(skb, RxDrop::Udp6InCsumErrors);
         }
-        match self.__udp6_lib_lookup(from, to) {
+        match self.__udp6_lib_lookup(from, to, skb.ip6.iif) {
             Some(at) => self.udpv6_queue_rcv_skb(at, skb),
             None => {
                 self.inc6(Mib6::Udp6NoPorts);
@@ -78,9 +78,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         }
     }
 
-    fn __udp6_lib_lookup(&self, from: (u128, u16), to: (u128, u16)) -> Option<usize> {
+    fn __udp6_lib_lookup(&self, from: (u128, u16), to: (u128, u16), iif: Ifindex) -> Option<usize> {
         let _stage = self.stage("__udp6_lib_lookup");
-        let found = self.udp6_table.lookup(from, to);
+        let found = self.udp6_table.lookup(from, to, Some(iif));
         self.changed("sk", || {
             found.map_or("none".into(), |at| format!("socket {at}"))
         });
@@ -104,8 +104,9 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
                 kernel.udp6_discard(skb, RxDrop::Udp6InCsumErrors);
             }
         };
-        let (mut previous, mut nth) = (None, 0);
-        while has_checksum && let Some((at, next)) = self.udp6_table.next_match(nth, from, to) {
+        let (mut previous, mut nth, iif) = (None, 0, Some(skb.ip6.iif));
+        while has_checksum && let Some((at, next)) = self.udp6_table.next_match(nth, from, to, iif)
+        {
             nth = next;
             if let Some(earlier) = previous.replace(at) {
                 let copy = self.skb_cache.clone_skb(&skb);
@@ -166,7 +167,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         let half = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
         // It went the other way.
         let (from, to) = ((hdr.daddr, half(2)), (hdr.saddr, half(0)));
-        let Some(at) = self.udp6_table.lookup(from, to) else {
+        let Some(at) = self.udp6_table.lookup(from, to, Some(error.iif)) else {
             return false;
         };
         self.sock_icmp6_error(at, hdr.daddr, error);
@@ -180,19 +181,25 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
         to: Option<SocketAddrV6>,
     ) -> Result<usize, Errno> {
         let _stage = self.stage("udpv6_sendmsg");
-        if UDPHDR_LEN + data.len() > 0xffff {
-            return Err(Errno::EMSGSIZE);
-        }
         let (daddr, dport, oif) = self.destination6(at, to)?;
         if dport == 0 {
             return Err(Errno::EINVAL);
         }
-        let rt = self.ip6_route_output(daddr, oif)?;
+        let rt = self.ip6_dst_lookup_flow(daddr, oif)?;
         let saddr = self.source6(at, &rt, daddr)?;
+        if UDPHDR_LEN + data.len() > 0xffff {
+            return Err(Errno::EMSGSIZE);
+        }
         let len = IPV6HDR_LEN + UDPHDR_LEN + data.len();
-        let pmtudisc = self.socks.get(at).ok_or(Errno::EBADF)?.pmtudisc;
-        self.ip6_dont_fragment(pmtudisc, &rt, len)?;
-        let (sk, sport, tclass) = self.sock_alloc_send(at)?;
+        let sk = self.socks.get(at).ok_or(Errno::EBADF)?;
+        let (pmtudisc, tclass) = (sk.pmtudisc, sk.pinet6.tclass);
+        let rt = self.ip6_setup_cork(pmtudisc, rt, len)?;
+        let sender = self.sock_alloc_send(at);
+        let (sk, sport, _) = sender.inspect_err(|error| {
+            if *error == Errno::EAGAIN {
+                self.inc6(Mib6::Udp6SndbufErrors);
+            }
+        })?;
         let flow = Flow6 {
             tclass,
             ..Flow6::new(saddr, daddr, IPPROTO_UDP)

@@ -31,7 +31,7 @@ fn boot() -> (Guest, Rc<World>) {
 }
 
 /// The same, and the peer is known.
-fn known_peer() -> (Guest, Rc<World>) {
+pub fn known_peer() -> (Guest, Rc<World>) {
     let (mut kernel, world) = boot();
     kernel.neigh6_add(PEER6, Ifindex::ETH0, PEER_MAC).unwrap();
     (kernel, world)
@@ -54,14 +54,14 @@ fn neighbour(
     ip6_between(from, to, 255, 58, &message)
 }
 
-fn socket(kernel: &mut Guest) -> Fd {
+pub fn socket(kernel: &mut Guest) -> Fd {
     let fd = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
     let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
     kernel.bind6(fd, any).unwrap();
     fd
 }
 
-fn peer6(port: u16) -> SocketAddrV6 {
+pub fn peer6(port: u16) -> SocketAddrV6 {
     SocketAddrV6::new(PEER6, port, 0, 0)
 }
 
@@ -76,7 +76,7 @@ fn read(frame: &[u8]) -> ([u8; 6], Ipv6Slice<'_>, Vec<u8>) {
 }
 
 /// The only frame that was sent: a message whose checksum is right.
-fn sent_message(world: &World) -> (Ipv6Addr, Ipv6Addr, Vec<u8>) {
+pub fn sent_message(world: &World) -> (Ipv6Addr, Ipv6Addr, Vec<u8>) {
     let sent = world.take_sent();
     assert_eq!(sent.len(), 1, "{sent:02x?}");
     let (_, ip, payload) = read(&sent[0].frame);
@@ -304,6 +304,13 @@ fn errors_are_limited_by_host() {
     // Six at once to a network of 64 bits.
     assert_eq!(world.take_sent().len(), 6);
     assert_eq!(kernel.stats().snmp6[Mib6::Icmp6OutRateLimitHost], 34);
+    // To a host it would be one each second; to that network it is one each quarter of it.
+    world.advance(SECOND / 4);
+    for _ in 0..2 {
+        world.receive(&udp6(9999, b"nobody"));
+    }
+    settle(&mut kernel);
+    assert_eq!(world.take_sent().len(), 1);
     assert_balanced(&kernel);
 }
 
@@ -459,7 +466,6 @@ fn datagrams_go_to_the_socket_that_fits_best() {
     let connected = kernel.socket6(SockType::Dgram, Protocol::Udp).unwrap();
     let again = kernel.bind6(connected, SocketAddrV6::new(OURS6, PORT, 0, 0));
     assert_eq!(again, Err(Errno::EADDRINUSE));
-    kernel.set_reuseaddr(fd, true).unwrap();
     kernel.connect6(connected, peer6(9000)).unwrap();
     let own = kernel.getsockname6(connected).unwrap();
     assert_eq!(*own.ip(), OURS6);
@@ -540,7 +546,7 @@ fn long_datagrams_are_sent_in_fragments_as_the_path_has_it() {
 }
 
 /// What is read of a socket.
-fn take<T: Transport, M: Machine>(kernel: &mut Kernel<T, M>, fd: Fd) -> Vec<u8> {
+pub fn take<T: Transport, M: Machine>(kernel: &mut Kernel<T, M>, fd: Fd) -> Vec<u8> {
     let mut buf = [0; 2048];
     let len = kernel.recvfrom6(fd, &mut buf).unwrap().len;
     buf[..len].to_vec()
@@ -649,6 +655,37 @@ fn the_filter_asks_about_ipv6() {
         assert_eq!(refused, Err(Errno::EPERM));
     }
     assert_balanced(&kernel);
+}
+
+#[test]
+fn the_filter_knows_what_later_fragments_are_of() {
+    let (mut kernel, world) = known_peer();
+    let rule = |protocol, dport| NftRule {
+        protocol: Some(protocol),
+        dport,
+        ..NftRule::default()
+    };
+    kernel.nf_register_net_hook(NftChain {
+        family: NfProto::Ipv6,
+        rules: vec![
+            rule(17, None),
+            rule(17, Some(PORT)),
+            rule(44, None),
+            rule(59, None),
+        ],
+        ..NftChain::counting(NfHook::PreRouting)
+    });
+    for fragment in fragments() {
+        world.receive(&fragment);
+    }
+    // Nothing follows, in a whole packet and in a piece; and what follows cannot be told.
+    world.receive(&ip6(59, b""));
+    for next in [59, 60] {
+        world.receive(&ip6(44, &[next, 0, 0, 8, 0, 0, 0, 9, 7]));
+    }
+    settle(&mut kernel);
+    let counted = kernel.nft_chains()[0].rules.iter().map(|rule| rule.packets);
+    assert!(counted.eq([5, 1, 0, 2]), "a port is in the first one only");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod gro;
 mod hash;
 mod icmp;
 mod ipv6;
+mod ipv6_sockets;
 mod multicast;
 mod napi;
 mod neighbours;

@@ -88,6 +88,7 @@ impl<T: Transport, M: Machine> Kernel<T, M> {
             bridge.ports.push(dev);
         }
         self.netdevs[dev].br_port = Some(br);
+        self.addrconf_mtu_changed(br);
         self.br_addrs_changed(br);
         self.update_rx_handlers();
         if self.promiscuity() == 1 {
