@@ -51,8 +51,8 @@ faults! {
     IndirectNested = "an indirect descriptor in an indirect table",
     /// An indirect descriptor that has a successor, or in a packed ring a predecessor (VIRTIO 1.3, 2.8.17).
     IndirectWithNext = "an indirect descriptor chained to others",
-    /// An indirect table whose length is no multiple of a descriptor's, or nothing.
-    IndirectLength = "an indirect table's length is zero or not a multiple of 16",
+    /// An indirect table whose length is no multiple of a descriptor's, or nothing, or of more descriptors than an index reaches.
+    IndirectLength = "an indirect table's length is zero, not a multiple of 16, or of more than 65535 descriptors",
     /// A chain for received packets that is not writable throughout, or a command without a place for the answer.
     NotWritable = "a chain that is not writable where it has to be",
     /// Not the driver's doing: the front-end took guest memory away ([`sigbus`](crate::sigbus)).

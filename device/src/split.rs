@@ -298,11 +298,14 @@ impl SplitRing {
                 if flags & NEXT != 0 {
                     return Err(Fault::IndirectWithNext);
                 }
-                if len == 0 || !(len as usize).is_multiple_of(DESCRIPTOR) {
+                entries = len / DESCRIPTOR as u32;
+                if entries == 0
+                    || entries > u16::MAX.into()
+                    || !(len as usize).is_multiple_of(DESCRIPTOR)
+                {
                     return Err(Fault::IndirectLength);
                 }
                 indirect = Some(descriptor.addr.get());
-                entries = len / DESCRIPTOR as u32;
                 index = 0;
                 continue;
             }

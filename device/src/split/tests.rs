@@ -748,6 +748,12 @@ const HOSTILE: &[Case] = &[
         |d| refer(d, TABLE, 33),
     ),
     (
+        "a table longer than an index reaches",
+        Fault::IndirectLength,
+        WITH_INDIRECT,
+        |d| refer(d, TABLE, 16 << 16),
+    ),
+    (
         "a table in a hole",
         Fault::AddressOutOfRange,
         WITH_INDIRECT,

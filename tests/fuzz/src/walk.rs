@@ -106,7 +106,7 @@ pub fn split(
             if flags & NEXT != 0 {
                 return Err(Fault::IndirectWithNext);
             }
-            if at.len == 0 || at.len % 16 != 0 {
+            if at.len == 0 || at.len % 16 != 0 || at.len / 16 > 0xffff {
                 return Err(Fault::IndirectLength);
             }
             (table, entries, index, inside) = (at.addr, u64::from(at.len / 16), 0, true);
