@@ -373,8 +373,11 @@ impl Queues {
         frames: &mut Vec<Frame>,
         host: &mut impl Host,
     ) -> bool {
-        let known = port.receive(now, frames);
-        self.push(frames);
+        let mut known = now;
+        if !frames.is_empty() {
+            known = port.receive(now, frames);
+            self.push(frames);
+        }
         let mut worked = false;
         for queue in (0..self.pairs()).map(QueueIndex) {
             let release = |frames: Drain<'_, Frame>| port.release(queue, frames);
