@@ -7,7 +7,6 @@
 //! Whoever sleeps is woken by its [`Bell`], and only then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use nic_model::BURST;
 use nic_model::frame::{Frame, Pool};
@@ -17,6 +16,8 @@ use nic_model::port::Port;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
+use crate::wakeup::Wakeup;
+
 /// Packets on their way from a worker to the port, at most.
 const TX_FRAMES: usize = 4 * BURST;
 
@@ -24,7 +25,7 @@ const TX_FRAMES: usize = 4 * BURST;
 #[derive(Debug)]
 pub struct Bell {
     event: EventFd,
-    asleep: AtomicBool,
+    asleep: Wakeup,
 }
 
 impl Bell {
@@ -36,7 +37,7 @@ impl Bell {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Bell {
             event: EventFd::from_flags(flags)?,
-            asleep: AtomicBool::new(false),
+            asleep: Wakeup::default(),
         })
     }
 
@@ -48,20 +49,18 @@ impl Bell {
 
     /// The thread is about to sleep: from now on it is woken. It has to look once more for what came before.
     pub fn doze(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.asleep.ask();
     }
 
     /// The thread is awake.
     pub fn rise(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.asleep.withdraw();
     }
 
     /// Wakes the thread if it sleeps, to see what was done before this call.
     #[inline]
     pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.asleep.is_due() {
             self.wake();
         }
     }
@@ -83,7 +82,7 @@ pub struct PortLane {
     /// Whether the worker is to be woken for what it was given.
     given: bool,
     /// Whether the port waits for frames to come back.
-    room_wanted: Arc<AtomicBool>,
+    room_wanted: Arc<Wakeup>,
 }
 
 /// The worker's end of a lane.
@@ -95,7 +94,7 @@ pub struct WorkerLane {
     packets: Producer<Frame>,
     spares: Consumer<Frame>,
     port: Arc<Bell>,
-    room_wanted: Arc<AtomicBool>,
+    room_wanted: Arc<Wakeup>,
 }
 
 /// A lane of `queue`, whose FIFO holds `fifo` octets.
@@ -112,7 +111,7 @@ pub fn lane(
     let (to_return, delivered) = RingBuffer::new(frames);
     let (to_send, packets) = RingBuffer::new(TX_FRAMES);
     let (spares, to_use) = RingBuffer::new(2 * TX_FRAMES);
-    let room_wanted = Arc::new(AtomicBool::new(false));
+    let room_wanted = Arc::new(Wakeup::default());
     let ours = PortLane {
         received,
         delivered,
@@ -187,8 +186,7 @@ impl PortLane {
 
     /// Has the port, which is about to sleep, woken for the next frame that comes back. Returns true if one has already.
     pub fn want_room(&mut self) -> bool {
-        self.room_wanted.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.room_wanted.ask();
         !self.delivered.is_empty()
     }
 
@@ -216,9 +214,7 @@ impl WorkerLane {
             let pushed = self.delivered.push(frame);
             pushed.expect("as many frames come back as came");
         }
-        fence(Ordering::SeqCst);
-        let wanted = &self.room_wanted;
-        if wanted.load(Ordering::Relaxed) && wanted.swap(false, Ordering::Relaxed) {
+        if self.room_wanted.is_due() {
             self.port.ring();
         }
     }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`server::NicServer`] is one NIC with its threads, [`worker`] one that moves packets, [`engine`] which of them does what, [`patience`] how long one spins before it sleeps, [`cpus`] where they run,
-//! [`card`] what one runs alone, [`split`] and [`lane`] what several share, [`session`] a front-end's connection, [`relay`] and [`protocol`] its messages, [`wire`] what the line is plugged into, [`control`] how a running NIC is watched and changed, [`settings`] what can be, [`config`] its options in a file,
+//! [`card`] what one runs alone, [`split`] and [`lane`] what several share, [`wakeup`] how they wake each other, [`session`] a front-end's connection, [`relay`] and [`protocol`] its messages, [`wire`] what the line is plugged into, [`control`] how a running NIC is watched and changed, [`settings`] what can be, [`config`] its options in a file,
 //! and [`mdio`] what users see of its PHY.
 
 pub mod card;
@@ -29,6 +29,7 @@ pub mod session;
 pub mod settings;
 pub mod split;
 pub mod vring;
+pub mod wakeup;
 pub mod weights;
 pub mod wire;
 pub mod worker;

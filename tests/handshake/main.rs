@@ -6,6 +6,9 @@
 //! move indices (`sides`) or to go round the descriptors. Each side is a thread, and sleeps until it is woken: a lost wake-up is a deadlock, which loom
 //! finds. An entry of the ring holds the index that it is for, so that one that is read too early shows.
 //!
+//! Likewise the port's thread and a queue's worker, which pass frames through a lane and wake each other as `nic_backend::wakeup` says
+//! (`lane`). The lane's rings are rtrb's, which stand for an index here.
+//!
 //! # Bound
 //!
 //! | Models | Threads | Buffers | Preemptions | Executions |
@@ -16,6 +19,7 @@
 //! | packed: the card uses buffers, the driver sleeps: 108 | 2 | 2, in 1 or 2 steps | 3 | 40,464 |
 //! | packed: the driver adds buffers, the card sleeps: 96 | 2 | 2, in 1 or 2 steps | 3 | 37,236 |
 //! | packed: there and back through two entries of three: 12 | 2 | 3 | 2 | 25,274 |
+//! | lanes: the port's thread and a worker pass frames: 10 | 2 | 2 or 3, in 1 or 2 steps | 3 | 5,025 |
 //!
 //! Within the bound on preemptions loom explores all orders, and for each load all values. Who masks what, and when, is
 //! not left to chance either: every pattern of two rounds is a model of its own, with EVENT_IDX and with flags, once
@@ -40,7 +44,10 @@
 //! | `vring_need_event` without the 1, for the last index only, or without wrapping | the same in `needs_interrupt` |
 //! | an event one further in `enable_cb_prepare`, in `enable_cb_delayed`; none in `taken` | one further in `enable_kicks` |
 //! | `enable_cb_prepare` leaves the flag, or stays masked | `enable_kicks` leaves the flag; `disable_kicks` forgets that it set it |
+//!
+//! and at a lane, no fence in `ask` or in `is_due`, or who sleeps without looking again.
 
+mod lane;
 mod packed;
 mod ring;
 mod sides;
@@ -52,6 +59,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loom::model::Builder;
 use loom::thread;
 
+use lane::Frames;
 use packed::Packed;
 use ring::{Broken, SOUND};
 use sides::{CardSide, DriverSide, Rest, Sides, Sleep, Split};
@@ -452,4 +460,51 @@ fn what_a_side_leaves_out_is_found() {
 #[test]
 fn what_a_side_of_a_packed_ring_leaves_out_is_found() {
     what_is_left_out_is_found::<Packed>();
+}
+
+const FRAMES: Frames = Frames {
+    steps: STEPS[0],
+    wanted: false,
+    blindly: false,
+    giver: SOUND,
+    taker: SOUND,
+};
+
+#[test]
+fn no_thread_sleeps_while_a_lane_has_frames() {
+    let mut executions = 0;
+    for steps in STEPS {
+        for wanted in [false, true] {
+            let model = Frames {
+                steps,
+                wanted,
+                ..FRAMES
+            };
+            executions += model.explore();
+        }
+    }
+    println!("{executions} executions");
+}
+
+#[test]
+fn what_a_thread_at_a_lane_leaves_out_is_found() {
+    for wanted in [false, true] {
+        let sound = Frames { wanted, ..FRAMES };
+        let (giver, taker) = (NO_FENCE, NO_FENCE);
+        let broken = [
+            Frames { giver, ..sound },
+            Frames { taker, ..sound },
+            Frames {
+                blindly: true,
+                ..sound
+            },
+        ];
+        for model in broken {
+            assert_eq!(
+                outcome(|| model.explore()),
+                Outcome::LostWakeUp,
+                "{model:?}"
+            );
+        }
+    }
 }
