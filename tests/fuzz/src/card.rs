@@ -82,7 +82,8 @@ struct Expected {
     chains: Vec<Chain>,
     /// What the ring makes of the chain behind them; `None` if there is none.
     end: Option<Fault>,
-    /// Whether the last one, of a packed ring, goes on in descriptors of the first, which may be used by the time it is read.
+    /// Whether the last one of a packed ring, well-formed or not, goes on in descriptors of the first, which may be used by the time it
+    /// is read.
     laps: bool,
 }
 
@@ -500,6 +501,8 @@ impl<'a> Bed<'a> {
                         });
                     }
                     Err(fault) => {
+                        let linked = walk::linked(self.memory, &layout, at);
+                        laps = entries > 0 && entries + linked > layout.size;
                         end = Some(fault);
                         break;
                     }

@@ -189,6 +189,15 @@ impl Place {
     }
 }
 
+/// How many descriptors of a packed ring belong together from `at` on, whatever is wrong with them; no more than the ring has.
+pub(crate) fn linked(memory: &Memory, layout: &Layout, at: Place) -> u16 {
+    let goes_on = |count: &u16| {
+        let place = at.after(*count - 1, layout.size);
+        memory.get16(place.address(layout) + 14) & NEXT != 0
+    };
+    (1..layout.size).take_while(goes_on).count() as u16 + 1
+}
+
 /// The chain of a packed ring that begins at `at`, which is available: its buffers, and how it is given back.
 ///
 /// # Errors
