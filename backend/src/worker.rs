@@ -322,6 +322,10 @@ impl<B: Body> Worker<B> {
                 continue;
             }
             if self.spinning || (idle == IDLE_ROUNDS && self.patience.lasts(now)) {
+                if self.spinning && self.poll != PollMode::Always {
+                    // Only because a driver does not kick: others are not kept off this CPU for that.
+                    thread::yield_now();
+                }
                 std::hint::spin_loop();
                 continue;
             }
@@ -381,8 +385,8 @@ impl<B: Body> Worker<B> {
         self.wait(left);
     }
 
-    /// Waits for what wakes us, `longest` at most, and hears what it is.
-    fn wait(&mut self, longest: Option<Duration>) {
+    /// Waits for what wakes us, `longest` at most, and hears what it is. Returns whether there was anything.
+    fn wait(&mut self, longest: Option<Duration>) -> bool {
         let timeout = longest.map(|longest| rustix::event::Timespec {
             tv_sec: longest.as_secs() as i64,
             tv_nsec: i64::from(longest.subsec_nanos()),
@@ -390,15 +394,15 @@ impl<B: Body> Worker<B> {
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
         let woken = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((woken, _)) => woken,
-            Err(rustix::io::Errno::INTR) => return,
+            Err(rustix::io::Errno::INTR) => return false,
             Err(error) => {
                 // Nothing that a caller could mend; do not spin on it either.
                 warn!("cannot wait for events: {error}");
                 thread::sleep(Duration::from_millis(10));
-                return;
+                return false;
             }
         };
-        for event in woken {
+        for event in &*woken {
             match event.data.u64() {
                 WIRE => {}
                 BELL => {
@@ -411,6 +415,7 @@ impl<B: Body> Worker<B> {
                 }
             }
         }
+        !woken.is_empty()
     }
 
     fn polls(&self) -> bool {

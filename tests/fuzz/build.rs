@@ -1,6 +1,6 @@
 //! Leads what the compiler tells libFuzzer of compares through `compares.rs`, in the programs that have it.
 
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "ring_split",
     "ring_packed",
     "nic",
@@ -8,6 +8,7 @@ const PROGRAMS: [&str; 7] = [
     "wire",
     "guest_stack",
     "guest_driver",
+    "messages",
 ];
 
 fn main() {

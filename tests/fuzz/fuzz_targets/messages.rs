@@ -1,4 +1,7 @@
 //! See `src/messages.rs`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nic_fuzz::messages::run(data));
+#[path = "../compares.rs"]
+mod compares;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| compares::seldom(|| nic_fuzz::messages::run(data)));

@@ -38,6 +38,8 @@ use super::input::Input;
 const PAIRS: u16 = 3;
 /// Workers of a NIC at most.
 const WORKERS: u16 = 3;
+/// Of the inputs that ask for workers, one in so many has some: by the sum of its octets.
+const SELDOM: u32 = 16;
 /// Octets of the guest's memory.
 const MEMORY: u64 = 0x1_0000;
 /// What a front-end does before it goes, at most.
@@ -140,8 +142,13 @@ struct Front<'a> {
 pub fn run(data: &[u8]) {
     let nic = attacked();
     let mut input = Input::new(data);
+    let sum: u32 = data.iter().copied().map(u32::from).sum();
     let workers = match input.u8() {
-        script @ 0xf0.. => usize::from(1 + u16::from(script) % WORKERS),
+        // What threads do is never twice the same, and would be taken for something new each time: what becomes of such an input is seldom
+        // one of them.
+        script @ 0xf0.. if sum.is_multiple_of(SELDOM) => {
+            usize::from(1 + u16::from(script) % WORKERS)
+        }
         _ => 0,
     };
     let server = &nic.servers[workers];
