@@ -1,6 +1,7 @@
 //! A front-end that asks for answers, against a model of what it may say when: any order of messages, each answered as the model
 //! says. What is posted to a ring that is started is used, and sent if it is enabled too; one that is stopped leaves it alone until it is
-//! started. Afterwards the NIC serves the next one as ever.
+//! started. What was sent comes back: a ring to receive by takes it if it is started and enabled, and is left alone otherwise. Afterwards the
+//! NIC serves the next one as ever.
 
 use std::cell::Cell;
 use std::fmt;
@@ -24,13 +25,26 @@ const VERSION_1: u64 = 1 << 32;
 /// Rings of the NIC.
 const RINGS: u32 = 3;
 
-/// The one of them that packets are sent by.
+/// Those of them that packets are received and sent by.
+const RECEIVES: u32 = 0;
 const SENDS: u32 = 1;
 
-/// Where a ring's parts are, behind its descriptors, and where the packet is, for all of them.
+/// Where a ring's parts are, behind its descriptors, and where its packets are.
 const AVAILABLE: u64 = 0x6000;
 const USED: u64 = 0x8000;
-const PACKET: u64 = 0xf_0000;
+const PACKETS: [u64; 2] = [0xf_8000, 0xf_0000];
+
+/// The packet that is sent: to everybody, behind its header.
+const HEADER: usize = 12;
+const PACKET: [u8; 72] = {
+    let mut packet = [0; 72];
+    let mut at = HEADER;
+    while at < HEADER + 6 {
+        packet[at] = 0xff;
+        at += 1;
+    }
+    packet
+};
 
 /// Where ring `ring` is in its region.
 fn ring_at(ring: u32) -> u64 {
@@ -100,22 +114,33 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Any steps, mostly behind those that have the ring run, in any order that there is.
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let ring = SENDS;
+/// What has `ring` run, in any order that there is, once there is memory.
+fn runs(ring: u32) -> impl Strategy<Value = Vec<Step>> {
     let placed = Just(vec![
-        Step::MemoryTable(vec![0, 1]),
         Step::Size { ring, size: 8 },
         Step::Addresses { ring, place: 0 },
     ]);
     let others = Just(vec![Step::Kick { ring }, Step::Enable { ring, on: 1 }]);
-    let first = (placed, others.prop_shuffle(), any::<bool>());
-    let first = first.prop_map(|(placed, others, behind)| match behind {
+    let both = (placed, others.prop_shuffle(), any::<bool>());
+    let both = both.prop_map(|(placed, others, behind)| match behind {
         true => [placed, others].concat(),
         false => [others, placed].concat(),
     });
-    let first = prop_oneof![1 => Just(Vec::new()), 2 => first];
-    (first, prop::collection::vec(step(), 1..30)).prop_map(|(first, steps)| [first, steps].concat())
+    prop_oneof![1 => Just(Vec::new()), 3 => both]
+}
+
+/// Any steps, mostly behind those that have the rings run.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let memory = vec![Step::MemoryTable(vec![0, 1])];
+    let all = (
+        runs(SENDS),
+        runs(RECEIVES),
+        prop::collection::vec(step(), 1..30),
+    );
+    let all = all.prop_map(move |(sends, receives, steps)| {
+        [memory.clone(), sends, receives, steps].concat()
+    });
+    prop_oneof![1 => prop::collection::vec(step(), 1..30), 3 => all]
 }
 
 /// What has to come of it.
@@ -138,23 +163,23 @@ struct Model {
     regions: Vec<u8>,
     /// Descriptors of each ring, 0 as long as nobody said.
     sizes: [u32; RINGS as usize],
-    /// What was said of the ring that packets are posted to.
-    sends: Sends,
+    /// What was said of the rings that something is posted to: [`RECEIVES`] and [`SENDS`].
+    rings: [Ring; 2],
 }
 
-/// What becomes of a packet that is posted.
+/// What becomes of what is posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// The ring is stopped.
     Left,
-    /// The ring is disabled: packets are used and go nowhere.
+    /// The ring is disabled: packets are used and go nowhere, and none come.
     Discarded,
-    Sent,
+    Served,
 }
 
 /// A ring on its way.
 #[derive(Debug, Default)]
-struct Sends {
+struct Ring {
     /// The region that it is in, once that is known.
     place: Option<u8>,
     started: bool,
@@ -162,28 +187,43 @@ struct Sends {
 }
 
 impl Model {
-    /// What becomes of what is posted to [`SENDS`].
-    fn posted(&self) -> Fate {
+    /// What becomes of what is posted to `ring`.
+    fn fate(&self, ring: u32) -> Fate {
         let placed = |place| self.regions.contains(&place);
-        match &self.sends {
-            Sends { place, started, .. } if !started || !place.is_some_and(placed) => Fate::Left,
-            Sends { enabled: false, .. } => Fate::Discarded,
-            _ => Fate::Sent,
+        match &self.rings[ring as usize] {
+            Ring { place, started, .. } if !started || !place.is_some_and(placed) => Fate::Left,
+            Ring { enabled: false, .. } => Fate::Discarded,
+            _ => Fate::Served,
         }
     }
 
-    /// What comes of `step`, and what the ring that packets are posted to makes of it.
+    /// What comes of `step`, and what the rings that something is posted to make of it.
     fn say(&mut self, step: &Step) -> Outcome {
         let outcome = self.outcome(step);
-        let sends = &mut self.sends;
+        if outcome != Outcome::Done {
+            return outcome;
+        }
         match step {
-            _ if outcome != Outcome::Done => {}
-            Step::Features { protocol, .. } => sends.enabled |= !protocol,
-            Step::Addresses { ring: SENDS, place } => sends.place = Some(*place),
-            Step::Enable { ring: SENDS, on } => sends.enabled = *on == 1,
-            Step::Kick { ring: SENDS } => sends.started = true,
-            Step::GetBase { ring: SENDS } => sends.started = false,
-            Step::ResetDevice => *sends = Sends::default(),
+            Step::Features { protocol, .. } => {
+                for ring in &mut self.rings {
+                    ring.enabled |= !protocol;
+                }
+            }
+            Step::ResetDevice => self.rings = Default::default(),
+            Step::Addresses { ring, .. }
+            | Step::Enable { ring, .. }
+            | Step::Kick { ring }
+            | Step::GetBase { ring } => {
+                let Some(ring) = self.rings.get_mut(*ring as usize) else {
+                    return outcome;
+                };
+                match step {
+                    Step::Addresses { place, .. } => ring.place = Some(*place),
+                    Step::Enable { on, .. } => ring.enabled = *on == 1,
+                    Step::Kick { .. } => ring.started = true,
+                    _ => ring.started = false,
+                }
+            }
             _ => {}
         }
         outcome
@@ -312,65 +352,104 @@ fn say(front: &Connection, step: &Step, fds: &Fds) -> Result<(), MessageError> {
     }
 }
 
-/// What is posted to the ring that packets are sent by, at the same place of the file in whichever region.
+/// What is posted to a ring, at the same place of the file in whichever region: one thing at a time.
 struct Posted<'a> {
-    nic: &'a TestNic,
+    ring: u32,
     fds: &'a Fds,
     available: u16,
-    /// Packets that are posted and not used, and those that were sent, when it was looked last.
-    left: u64,
-    sent: u64,
 }
 
 impl<'a> Posted<'a> {
     /// Nothing, in a ring of zeros.
-    fn new(nic: &'a TestNic, fds: &'a Fds) -> Self {
-        let zeros = vec![0; 0x1_0000];
-        let written = fds.memory().write(ring_at(SENDS), &zeros);
-        written.expect("its memory");
-        let mut posted = Posted {
-            nic,
+    fn new(ring: u32, fds: &'a Fds) -> Self {
+        let posted = Posted {
+            ring,
             fds,
             available: 0,
-            left: 0,
-            sent: 0,
         };
-        posted.sent = posted.sent_by_now();
+        posted.put(0, &vec![0; 0x1_0000]);
         posted
     }
 
     fn put(&self, at: u64, octets: &[u8]) {
-        let written = self.fds.memory().write(ring_at(SENDS) + at, octets);
+        let written = self.fds.memory().write(ring_at(self.ring) + at, octets);
         written.expect("its memory");
     }
 
     fn used(&self) -> u16 {
         let mut index = [0; 2];
-        let at = ring_at(SENDS) + USED + 2;
+        let at = ring_at(self.ring) + USED + 2;
         self.fds.memory().read(at, &mut index).expect("its memory");
         u16::from_le_bytes(index)
     }
 
-    /// The only descriptor, which all entries of the available ring stand for, has a packet in the region at `place`.
+    /// What was posted and not used.
+    fn left(&self) -> u16 {
+        self.available.wrapping_sub(self.used())
+    }
+
+    /// The only descriptor, which all entries of the available ring stand for, has a packet in the region at `place`, or room for one.
     fn point_to(&self, place: u8) {
-        let packet = addresses(place).0 + PACKET;
+        let (len, flags) = match self.ring {
+            RECEIVES => (2048_u32, 2_u16),
+            _ => (PACKET.len() as u32, 0),
+        };
+        let packet = addresses(place).0 + PACKETS[self.ring as usize];
         self.put(0, &packet.to_le_bytes());
-        self.put(8, &72u32.to_le_bytes());
+        self.put(8, &len.to_le_bytes());
+        self.put(12, &flags.to_le_bytes());
+    }
+
+    /// Posts it, unless it is left from before. Returns whether it was used.
+    fn post(&mut self) -> bool {
+        let used = self.left() == 0;
+        if used {
+            self.available = self.available.wrapping_add(1);
+            self.put(AVAILABLE + 2, &self.available.to_le_bytes());
+        }
+        used
+    }
+}
+
+/// Packets that are posted, buffers to receive them, and what becomes of both.
+struct Traffic<'a> {
+    nic: &'a TestNic,
+    fds: &'a Fds,
+    /// By ring.
+    posted: [Posted<'a>; 2],
+    /// Packets that were posted and not used, and those that were sent, when it was looked last.
+    left: u64,
+    sent: u64,
+}
+
+impl<'a> Traffic<'a> {
+    fn new(nic: &'a TestNic, fds: &'a Fds) -> Self {
+        let posted = [RECEIVES, SENDS].map(|ring| Posted::new(ring, fds));
+        let packet = fds.memory().write(PACKETS[SENDS as usize], &PACKET);
+        packet.expect("its memory");
+        let mut traffic = Traffic {
+            nic,
+            fds,
+            posted,
+            left: 0,
+            sent: 0,
+        };
+        traffic.sent = traffic.sent_by_now();
+        traffic
     }
 
     fn sent_by_now(&self) -> u64 {
         self.nic.status().nic.port.counters.tx_frames
     }
 
-    /// Posts a packet, unless one is left from before, and kicks: `fate` is what becomes of it.
-    fn check(&mut self, fate: Fate, after: &impl fmt::Display) -> Result<(), TestCaseError> {
+    /// Posts a packet, and a buffer for it to come back into, unless they are left from before, and kicks: `fates` is what becomes of them.
+    fn check(&mut self, fates: [Fate; 2], after: &impl fmt::Display) -> Result<(), TestCaseError> {
+        let [receives, sends] = &mut self.posted;
+        receives.post();
+        let taken = receives.used();
         // What was left may have been used since.
-        let mut posted = self.left;
-        if self.used() == self.available {
-            posted += 1;
-            self.available = self.available.wrapping_add(1);
-            self.put(AVAILABLE + 2, &self.available.to_le_bytes());
-        }
+        let posted = self.left + u64::from(sends.post());
+        let [receives, sends] = &self.posted;
         self.fds.event.write(1).expect("it is not full");
         let begin = Instant::now();
         let comes = |what: &mut dyn FnMut() -> bool| {
@@ -379,23 +458,37 @@ impl<'a> Posted<'a> {
             }
             what()
         };
+        let [room, fate] = fates;
         if fate != Fate::Left {
-            let used = comes(&mut || self.used() == self.available);
+            let used = comes(&mut || sends.left() == 0);
             prop_assert!(used, "a ring that is started is not served: {after}");
         }
-        if fate == Fate::Sent {
+        if fate == Fate::Served {
             let passed = comes(&mut || self.sent_by_now() >= self.sent + posted);
             prop_assert!(passed, "an enabled ring's packet is not sent: {after}");
         }
+        if room == Fate::Served && fate == Fate::Served && posted > 0 {
+            let came = comes(&mut || receives.left() == 0);
+            prop_assert!(came, "an enabled ring's buffer is not used: {after}");
+        }
         // A round lies between.
         self.sent_by_now();
-        let (left, sent) = (self.available.wrapping_sub(self.used()), self.sent_by_now());
+        if room != Fate::Served {
+            prop_assert_eq!(
+                receives.used(),
+                taken,
+                "a buffer was used, {:?}: {}",
+                room,
+                after
+            );
+        }
+        let (left, sent) = (sends.left(), self.sent_by_now());
         let now = (u64::from(left), sent - self.sent);
         (self.left, self.sent) = (left.into(), sent);
         let expected = match fate {
             Fate::Left => (1, 0),
             Fate::Discarded => (0, 0),
-            Fate::Sent => (0, posted),
+            Fate::Served => (0, posted),
         };
         prop_assert_eq!(now, expected, "left and sent, {:?}: {}", fate, after);
         Ok(())
@@ -419,7 +512,7 @@ fn connected(nic: &TestNic) -> Connection {
 fn every_message_is_answered_as_the_state_says() {
     let (nic, fds) = (TestNic::new("loopback"), Fds::default());
     assert_eq!(offered(1).bits() & 1 << 48, 0, "the unknown bit");
-    let served = Cell::new(0);
+    let served = Cell::new([0; 2]);
     let config = ProptestConfig {
         cases: 300,
         failure_persistence: None,
@@ -427,12 +520,14 @@ fn every_message_is_answered_as_the_state_says() {
     };
     proptest!(config, |(steps in steps())| {
         let (front, mut model) = (connected(&nic), Model::default());
-        let mut posted = Posted::new(&nic, &fds);
+        let mut traffic = Traffic::new(&nic, &fds);
         let mut refused = nic.status().refused_messages;
         let mut over = false;
         for step in &steps {
             let expected = model.say(step);
-            if let (Step::Addresses { ring: SENDS, place }, Outcome::Done) = (step, expected) {
+            if let (Step::Addresses { ring, place }, Outcome::Done) = (step, expected)
+                && let Some(posted) = traffic.posted.get(*ring as usize)
+            {
                 posted.point_to(*place);
             }
             let said = say(&front, step, &fds);
@@ -451,14 +546,19 @@ fn every_message_is_answered_as_the_state_says() {
                 prop_assert!(front.closes_within(PATIENCE), "{step:?} ends it");
                 break;
             }
-            let fate = model.posted();
-            posted.check(fate, &format_args!("{step:?}, {model:?}"))?;
-            served.set(served.get() + u32::from(fate == Fate::Sent));
+            let fates = [RECEIVES, SENDS].map(|ring| model.fate(ring));
+            traffic.check(fates, &format_args!("{step:?}, {model:?}"))?;
+            let [came, sent] = served.get();
+            let [comes, sends] = fates.map(|fate| u32::from(fate == Fate::Served));
+            served.set([came + comes * sends, sent + sends]);
         }
         prop_assert!(over || !front.is_closed(), "{steps:?}");
     });
-    let served = served.get();
-    assert!(served > 500, "packets were sent after {served} steps only");
+    let [came, sent] = served.get();
+    assert!(
+        came > 100 && sent > 400,
+        "packets were sent after {sent} steps only, and came after {came}"
+    );
     assert_works(&mut guest(&nic), "all that");
     nic.assert_balanced();
 }
