@@ -6,10 +6,11 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::file::{MsgFlags, PollFlags};
+use super::port_table::PortTable;
 use super::raw::IPPROTO_RAW;
 use super::route::{RtType, Rtable};
 use super::skbuff::SkBuff;
-use super::sock::{PortTable, Proto, SOCK_MIN_RCVBUF, SOCK_MIN_SNDBUF, Sock, SockTable, sock_buf};
+use super::sock::{Proto, SOCK_MIN_RCVBUF, SOCK_MIN_SNDBUF, Sock, SockTable, sock_buf};
 use super::trace::Span;
 use super::{Errno, Kernel, Machine};
 use crate::transport::Transport;

@@ -6,8 +6,8 @@
 
 use super::ip_cork::IP_MAX_MTU;
 use super::netdevice::Ifindex;
+use super::port_table::SockAddr;
 use super::route::Rtable;
-use super::sock::SockAddr;
 use super::sysctl_net_ipv4::nanos;
 use super::{Kernel, Machine};
 use crate::transport::Transport;

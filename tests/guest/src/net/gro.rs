@@ -8,8 +8,9 @@
 use super::checksum::{csum_fold, csum_good, csum_partial, csum_tcpudp_nofold};
 use super::eth::{ETH_HLEN, ETH_P_8021Q, ETH_P_IP};
 use super::ip_input::{IP_DF, IP_MF, IP_OFFSET, IPHDR_LEN};
+use super::port_table::PortTable;
 use super::skbuff::{IpSummed, SkBuff, Skb};
-use super::sock::{PortTable, SockTable};
+use super::sock::SockTable;
 use super::softirq::nsecs_to_jiffies;
 use super::tcp::IPPROTO_TCP;
 use super::tcp_offload::{tcp4_gro_complete, tcp4_gro_receive};

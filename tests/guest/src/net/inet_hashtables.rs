@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use smoltcp::socket::tcp::State;
 
 use super::Errno;
+use super::port_table::LOCAL_PORTS;
 use super::skbuff::{SkBuff, SkbCache};
-use super::sock::{Inherited, LOCAL_PORTS};
+use super::sock::Inherited;
 use super::tcp_sock::{AcceptQueue, Peer, Role, Stack, TcpSock};
 
 /// Connections that no process has any more (`tcp_max_orphans`).

@@ -52,7 +52,7 @@
 //! | 11 | `arp_rcv`, `ndisc_rcv`, neighbour cache | `arp`, `ndisc`, `neighbour` |
 //! | 12 | `ip_list_rcv`, hooks, route, `ip_local_deliver`, reassembly, `ip_forward` | `ip_input`, `ip_fragment`, `ip_forward`, `netfilter`, `route`; `ip6_input`, `exthdrs`, `reassembly`, `ip6_route` |
 //! | 13 | `inet_protos`: UDP, ICMP, TCP, IGMP; `inet6_protos` | `ip_input`, `icmp`, `tcp_ipv4`, `igmp`, `raw`; `ip6_input`, `icmp6`, `udp6` |
-//! | 14 | `__udp4_lib_lookup`, the socket's receive queue; `__inet_lookup_skb`, the connection | `udp`, `sock`, `inet_hashtables` |
+//! | 14 | `__udp4_lib_lookup`, the socket's receive queue; `__inet_lookup_skb`, the connection | `udp`, `port_table`, `sock`, `inet_hashtables` |
 //! | 15 | `recvfrom`, `read`, `recvmsg`; errors | `af_inet`, `file`, `tcp`; `ip_recverr` |
 //! | 16 | `napi_complete_done`, interrupt on again, the ring checked once more | `virtio_net::napi`, `napi` |
 //!
@@ -104,6 +104,7 @@ mod codel;
 mod dev;
 mod devinet;
 mod dql;
+mod dropreason;
 mod dummy;
 pub(crate) mod eth;
 mod exthdrs;
@@ -147,6 +148,7 @@ pub mod netfilter;
 pub mod page_pool;
 mod ping;
 mod ping6;
+mod port_table;
 mod procfs;
 mod raw;
 mod reassembly;
@@ -209,13 +211,14 @@ pub use self::neigh_table::{NeighParms, NudState};
 use self::netdevice::NetDevices;
 pub use self::netdevice::{Ifindex, NetDevice, RtnlLinkStats64};
 use self::netfilter::NfHooks;
+use self::port_table::PortTable;
 pub use self::procfs::ProcFile;
 use self::rps::Rps;
 use self::sch_api::QdiscKind;
 use self::sch_generic::{NetdevQueue, Qdisc};
 pub use self::skbuff::PktType;
 use self::skbuff::{SkBuff, Skb, SkbCache};
-use self::sock::{PortTable, SockTable};
+use self::sock::SockTable;
 use self::softirq::SoftnetData;
 use self::stats::{Counters, KernelStats, RxDrop, TxDrop};
 pub use self::sysctl_net_ipv4::Ipv4Sysctl;
