@@ -114,8 +114,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What has `ring` run, in any order that there is, once there is memory.
-fn runs(ring: u32) -> impl Strategy<Value = Vec<Step>> {
+/// What has `ring` run, in any order that there is: before there is memory, and then.
+fn runs(ring: u32) -> impl Strategy<Value = [Vec<Step>; 2]> {
     let placed = Just(vec![
         Step::Size { ring, size: 8 },
         Step::Addresses { ring, place: 0 },
@@ -123,10 +123,10 @@ fn runs(ring: u32) -> impl Strategy<Value = Vec<Step>> {
     let others = Just(vec![Step::Kick { ring }, Step::Enable { ring, on: 1 }]);
     let both = (placed, others.prop_shuffle(), any::<bool>());
     let both = both.prop_map(|(placed, others, behind)| match behind {
-        true => [placed, others].concat(),
-        false => [others, placed].concat(),
+        true => [vec![], [placed, others].concat()],
+        false => [others, placed],
     });
-    prop_oneof![1 => Just(Vec::new()), 3 => both]
+    prop_oneof![1 => Just([vec![], vec![]]), 3 => both]
 }
 
 /// Any steps, mostly behind those that have the rings run.
@@ -137,8 +137,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         runs(RECEIVES),
         prop::collection::vec(step(), 1..30),
     );
-    let all = all.prop_map(move |(sends, receives, steps)| {
-        [memory.clone(), sends, receives, steps].concat()
+    let all = all.prop_map(move |([early, sends], [earlier, receives], steps)| {
+        [earlier, early, memory.clone(), sends, receives, steps].concat()
     });
     prop_oneof![1 => prop::collection::vec(step(), 1..30), 3 => all]
 }
