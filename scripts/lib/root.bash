@@ -1,13 +1,9 @@
-# The cached Debian 13 that guests come from: QEMU, User-mode Linux, a kernel for both, and the programs of the guest.
-#
-# apt resolves and fetches the packages into a directory of their own, and dpkg-deb unpacks them there: no package
-# script is run, nothing of the host's is touched, no privilege is needed. Programs start through the root's own ld.so,
-# so an older or newer libc on the host does not matter.
+# The cached Debian that guests come from: QEMU, User-mode Linux, a kernel for both, and the programs of the guest.
 # shellcheck shell=bash
 
-readonly suite=trixie
-# QEMU has vhost-user-test-device-pci from 10.2 on: it comes from backports, everything else from the suite itself.
-readonly from_backports=(qemu seabios ipxe)
+# shellcheck source=debian.bash
+source "$lib/debian.bash"
+
 readonly packages=(
     base-files busybox coreutils
     qemu-system-x86 user-mode-linux
@@ -15,7 +11,6 @@ readonly packages=(
 )
 # Unpacked without what it depends on: that would be a whole system to install it into.
 readonly kernel_package=linux-image-amd64
-readonly keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # What a guest can load; what these depend on is found when the initramfs is made. Those a kernel lacks are left out.
 readonly guest_modules=(
@@ -33,48 +28,8 @@ readonly guest_programs=(
 root=
 initramfs=
 loader=()
-readonly arch_lib=usr/lib/x86_64-linux-gnu
 
 busybox() { "${loader[@]}" "$root/usr/bin/busybox" "$@"; }
-
-hash_of() { sha256sum | cut -c 1-12; }
-
-# The Debian mirror this host uses itself.
-debian_mirror() {
-    if [[ -n ${DEBIAN_MIRROR:-} ]]; then
-        printf '%s\n' "$DEBIAN_MIRROR"
-        return
-    fi
-    # The archive's name is known only for lists that were fetched; where none was, any that is not an extra archive will do.
-    apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        awk '$(NF-2) == "main" && $(NF-1) !~ /security|backports|updates/ && (NF == 3 || $1 == "Debian") { print $NF; exit }'
-}
-
-# apt with lists, state and cache of its own under DIRECTORY; proxies and the like stay the host's.
-private_apt() {
-    local directory=$1
-    shift
-    apt-get -q -o Dir::State="$directory/state" -o Dir::State::status="$directory/status" -o Dir::Cache="$directory/cache" \
-        -o Dir::Etc::sourcelist="$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-        -o Dir::Etc::preferences="$directory/preferences" -o Dir::Etc::preferencesparts=/dev/null \
-        -o Acquire::Languages=none -o Acquire::Retries=3 -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
-        -o APT::Architecture=amd64 -o APT::Architectures::=amd64 -o APT::Install-Recommends=false \
-        -o APT::Sandbox::User=root "$@" </dev/null >&2
-}
-
-# prepare_apt DIRECTORY: makes DIRECTORY what private_apt works in, with the suite's lists.
-prepare_apt() {
-    local directory=$1 mirror
-    [[ -r $keyring ]] || ensure_packages debian-archive-keyring
-    mirror=$(debian_mirror)
-    [[ -n $mirror ]] || die "$EXIT_CANNOT_RUN" "apt on this machine names no Debian mirror: set DEBIAN_MIRROR to the URL of one"
-    mkdir -p "$directory"/{state/lists/partial,cache/archives/partial}
-    : >"$directory/status"
-    printf "deb [signed-by=$keyring] $mirror %s main\n" "$suite" "$suite-backports" >"$directory/sources.list"
-    printf 'Package: %s\nPin: release n=%s\nPin-Priority: 600\n' \
-        "$(printf 'src:%s ' "${from_backports[@]}")" "$suite-backports" >"$directory/preferences"
-    private_apt "$directory" update
-}
 
 # fetch_packages DIRECTORY: leaves the .deb files in DIRECTORY/cache/archives.
 fetch_packages() {
@@ -87,17 +42,6 @@ fetch_packages() {
     (cd "$directory/cache/archives" && private_apt "$directory" download "$kernel")
 }
 
-# unpack_packages DIRECTORY ROOT
-unpack_packages() {
-    local archive
-    # base-files has the links from /bin to /usr/bin and such: it goes first.
-    for archive in "$1"/cache/archives/base-files_*.deb "$1"/cache/archives/*.deb; do
-        dpkg-deb -x "$archive" "$2"
-    done
-    rm -rf "$2"/usr/share/{doc,man,locale,info,lintian}
-    set_interpreter "$2/usr/bin/linux.uml"
-}
-
 # set_interpreter PROGRAM: makes its dynamic linker ./ld.so, a link that is put into the directory it is started in. User-mode Linux
 # must be a program by itself: started through ld.so, it finds its heap far from where it expects it.
 set_interpreter() {
@@ -106,24 +50,10 @@ set_interpreter() {
     { printf ./ld.so && head -c "$((${#interpreter} - 7))" /dev/zero; } | dd of="$1" bs=1 seek="$offset" conv=notrunc status=none
 }
 
-build_root() {
-    local building started=$SECONDS
-    say "setting up the guests' Debian $suite in $root (once: about 200 MB to fetch, a minute)"
-    building=$(mktemp -d "$cache/building-XXXXXX")
-    at_exit rm -rf "$building"
-    mkdir "$building/root"
-    (
-        set -e
-        fetch_packages "$building/apt"
-        unpack_packages "$building/apt" "$building/root"
-    ) 2>"$building/log" || {
-        tail -n 40 "$building/log" >&2
-        die "$EXIT_CANNOT_RUN" "could not set up $root; the last lines of apt are above"
-    }
-    chmod 755 "$building/root"
-    mv -T "$building/root" "$root"
-    rm -rf "$building"
-    say "Debian $suite is ready: $(du -sh "$root" | cut -f 1), $((SECONDS - started)) s"
+fill_root() {
+    fetch_packages "$1"
+    unpack_debs "$1" "$2"
+    set_interpreter "$2/usr/bin/linux.uml"
 }
 
 # index_modules: the modules of both kernels, as module_files[VERSION/NAME].
@@ -217,15 +147,14 @@ make_cpio() { (cd "$1" && find . | busybox cpio --quiet -o -H newc -R 0:0); }
 # What others than this file rely on: after it, root, initramfs and loader are set and there.
 ensure_guest_files() {
     local recipe
-    [[ $(dpkg --print-architecture 2>/dev/null) == amd64 ]] ||
-        die "$EXIT_CANNOT_RUN" "guests need a Debian or Ubuntu host on x86-64 (apt-get, dpkg-deb)"
-    recipe=$(printf '%s\n' "$suite" "${from_backports[@]}" "${packages[@]}" "$kernel_package" && declare -f unpack_packages set_interpreter)
+    need_amd64 guests
+    recipe=$(printf '%s\n' "$suite" "${from_backports[@]}" "${packages[@]}" "$kernel_package" && declare -f unpack_debs fill_root set_interpreter)
     root=$cache/root-$(hash_of <<<"$recipe")
     initramfs=$cache/initramfs-$({ echo "$root"; cat "$lib/root.bash" "$lib/guest-init"; } | hash_of).cpio
     loader=("$root/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$root/$arch_lib")
     [[ -d $root && -e $initramfs ]] && return
     lock_cache
-    [[ -d $root ]] || build_root
+    [[ -d $root ]] || set_up "$root" "the guests' Debian $suite" '200 MB to fetch, a minute' fill_root
     [[ -e $initramfs ]] || build_initramfs
     unlock_cache
 }

@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 use std::ops::Deref;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,12 +14,25 @@ use nic_guest::transport::message::{
     memory_table,
 };
 use nic_guest::virtio_net::features as f;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::{FrontendReq as Req, VhostUserProtocolFeatures as Protocol};
 
 use super::{Stop, Verdict};
 
 /// How long nobody may listen: a moment, for one that is started again.
 const DIALLING: Duration = Duration::from_secs(1);
+/// How long a backend may take to notice that a front-end leaves.
+const LEAVING_MS: u16 = 1000;
+
+/// Goes, and the backend notices, if it does: one that serves a single front-end may turn the next one away until then.
+pub fn leave(stream: &UnixStream) {
+    // It may be closed already.
+    let _ = stream.shutdown(Shutdown::Write);
+    // What is there to read does not matter any more: only the end of both directions does.
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut fds, PollTimeout::from(LEAVING_MS));
+    let _ = stream.shutdown(Shutdown::Both);
+}
 
 /// What the suite learned of the backend before the first case.
 #[derive(Debug, Clone, Copy)]
@@ -128,8 +141,7 @@ impl Target {
     pub fn hang_up(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         for stream in open.drain(..) {
-            // It may be closed already.
-            let _ = stream.shutdown(Shutdown::Both);
+            leave(&stream);
         }
     }
 
@@ -408,5 +420,28 @@ impl Front {
             (false, true) => Reaction::Closed,
             (false, false) => Reaction::Accepted,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn who_leaves_waits_until_that_was_noticed() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let noticed = Arc::new(AtomicBool::new(false));
+        let notices = noticed.clone();
+        let backend = std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            theirs.read_to_end(&mut rest).unwrap();
+            notices.store(true, Ordering::SeqCst);
+        });
+        leave(&ours);
+        assert!(noticed.load(Ordering::SeqCst));
+        backend.join().unwrap();
     }
 }

@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 
+use super::front::leave;
+
 /// How long a process that is asked to end may take.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -69,6 +71,7 @@ impl Backend {
         let pid = getsockopt(&stream, PeerCredentials).map_or(0, |peer| peer.pid());
         // Of another namespace it is 0.
         self.listener = started(pid).map(|when| (pid, when));
+        leave(&stream);
         Ok(())
     }
 
@@ -99,7 +102,11 @@ impl Backend {
         // Its standard input stays open with it: there are backends that end with their input.
         let child = self.child.insert(child);
         let begin = Instant::now();
-        while connect(&self.socket, Duration::ZERO).is_err() {
+        loop {
+            if let Ok(stream) = connect(&self.socket, Duration::ZERO) {
+                leave(&stream);
+                return Ok(());
+            }
             if let Some(status) = child.try_wait()? {
                 bail!("{:?} ended at once: {}", start.command, in_words(status));
             }
@@ -113,7 +120,6 @@ impl Backend {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
     }
 
     /// How it ended, if it has. Waits a moment for one that seems to be about to.
