@@ -148,15 +148,37 @@ impl Backend {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        // Whatever of it fails, it is killed at last.
-        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        // A shell that is told to end does not tell what it runs.
+        let running: Vec<_> = (family(child.id() as i32).into_iter())
+            .filter_map(|pid| Some((pid, started(pid)?)))
+            .collect();
+        let signal = |signal: Signal| {
+            for &(pid, when) in &running {
+                if started(pid) == Some(when) {
+                    // It may end by itself just now.
+                    let _ = kill(Pid::from_raw(pid), signal);
+                }
+            }
+        };
+        signal(Signal::SIGTERM);
         let begin = Instant::now();
-        while begin.elapsed() < GRACE && matches!(child.try_wait(), Ok(None)) {
+        let runs = |&(pid, when): &(i32, u64)| started(pid) == Some(when);
+        while begin.elapsed() < GRACE && running.iter().any(runs) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = child.kill();
+        signal(Signal::SIGKILL);
         let _ = child.wait();
     }
+}
+
+/// Process `pid` and all that it has started, the last first.
+fn family(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let children = children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok());
+    children.flat_map(family).chain([pid]).collect()
 }
 
 impl Drop for Backend {
@@ -219,6 +241,34 @@ mod tests {
         }
         child.wait().unwrap();
         assert_eq!(started(pid), None);
+    }
+
+    #[test]
+    fn what_a_shell_runs_ends_with_it() {
+        let mut shell = Command::new("sh");
+        let mut child = shell
+            .args(["-c", "(sleep 60; true); true"])
+            .spawn()
+            .unwrap();
+        let shell = child.id() as i32;
+        // The shell, one in parentheses, and what that runs.
+        while family(shell).len() < 3 {
+            assert!(matches!(child.try_wait(), Ok(None)), "it is over already");
+            std::thread::yield_now();
+        }
+        let family = family(shell);
+        let mut backend = Backend {
+            socket: PathBuf::new(),
+            start: None,
+            child: Some(child),
+            listener: None,
+        };
+        backend.end();
+        let left: Vec<_> = family
+            .into_iter()
+            .filter(|&pid| started(pid).is_some())
+            .collect();
+        assert_eq!(left, Vec::<i32>::new());
     }
 
     #[test]
