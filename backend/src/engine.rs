@@ -16,6 +16,7 @@ use crate::patience::{PollMode, Waits};
 use crate::server::thread_name;
 use crate::split::{self, PortSide, QueueSide};
 use crate::wire::Wire;
+use crate::wire::fault::FaultStatus;
 use crate::worker::{self, Ended, ServesRings, ThreadConfig, WorkerHandle};
 
 /// What runs a card.
@@ -47,6 +48,29 @@ pub struct EngineConfig {
     pub clock: Clock,
     /// Who hears of the link.
     pub watch: Watch,
+}
+
+/// An engine's state and counts. The card's, its wire's and its faults' are of one instant.
+pub struct EngineStatus {
+    /// The card's.
+    pub nic: NicStatus,
+    /// How its threads have waited.
+    pub waits: Waits,
+    /// The wire's counts, by name.
+    pub wire: Vec<(&'static str, u64)>,
+    /// The faults of the line.
+    pub faults: FaultStatus,
+}
+
+impl EngineStatus {
+    fn of(nic: NicStatus, waits: Waits, line: &mut dyn Line) -> Self {
+        EngineStatus {
+            nic,
+            waits,
+            wire: line.wire().counters(),
+            faults: line.faults(),
+        }
+    }
 }
 
 /// Who serves a ring.
@@ -200,22 +224,25 @@ impl Engine {
         self.line(move |line, _| job(line.plug().0))
     }
 
-    /// The card's state and counts, and how its threads waited, all together.
+    /// The state and counts of all of it.
     ///
     /// # Errors
     /// A thread has ended.
-    pub fn status(&self) -> Result<(NicStatus, Waits), Ended> {
+    pub fn status(&self) -> Result<EngineStatus, Ended> {
         match self {
-            Engine::Whole(worker) => {
-                worker.call(|worker| (worker.body.nic.status(), worker.waits()))
-            }
+            Engine::Whole(worker) => worker.call(|worker| {
+                let nic = worker.body.nic.status();
+                EngineStatus::of(nic, worker.waits(), &mut worker.body)
+            }),
             Engine::Split(port, workers) => {
-                let (status, mut waits) =
-                    port.call(|worker| (worker.body.status(), worker.waits()))?;
+                let mut status = port.call(|worker| {
+                    let nic = worker.body.status();
+                    EngineStatus::of(nic, worker.waits(), &mut worker.body)
+                })?;
                 for worker in workers.iter() {
-                    waits += worker.call(|worker| worker.waits())?;
+                    status.waits += worker.call(|worker| worker.waits())?;
                 }
-                Ok((status, waits))
+                Ok(status)
             }
         }
     }

@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::cpus::CpuList;
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, EngineStatus};
 use crate::patience::{PollMode, Waits};
 use crate::relay::FrontEnd;
 use crate::session::{self, SessionConfig};
@@ -320,10 +320,12 @@ impl NicServer {
     /// # Errors
     /// The NIC has ended.
     pub fn status(&self) -> Result<ServerStatus, Ended> {
-        let (nic, waits) = self.engine.status()?;
-        let (wire_counters, faults) = self
-            .engine
-            .line(|line, _| (line.wire().counters(), line.faults()))?;
+        let EngineStatus {
+            nic,
+            waits,
+            wire,
+            faults,
+        } = self.engine.status()?;
         Ok(ServerStatus {
             socket: self.socket.display().to_string(),
             wire: self.wire.to_string(),
@@ -332,7 +334,7 @@ impl NicServer {
             memory_gone: self.front_end.memory_gone.load(Ordering::Relaxed),
             config_tears: self.front_end.torn(),
             waits,
-            wire_counters: wire_counters
+            wire_counters: wire
                 .into_iter()
                 .map(|(name, count)| (name.to_owned(), count.into()))
                 .collect(),
