@@ -60,7 +60,7 @@ impl Bell {
     /// Wakes the thread if it sleeps, to see what was done before this call.
     #[inline]
     pub fn ring(&self) {
-        if self.asleep.is_due() {
+        if self.asleep.take() {
             self.wake();
         }
     }
@@ -214,7 +214,7 @@ impl WorkerLane {
             let pushed = self.delivered.push(frame);
             pushed.expect("as many frames come back as came");
         }
-        if self.room_wanted.is_due() {
+        if self.room_wanted.take() {
             self.port.ring();
         }
     }

@@ -64,9 +64,9 @@ impl<F: Flag> Wakeup<F> {
         self.0.set(false);
     }
 
-    /// Whether he has to be woken, to see what was done before this call: once for each time that he asks.
+    /// Whether he has to be woken, to see what was done before this call: true once for each time that he asks.
     #[inline]
-    pub fn is_due(&self) -> bool {
+    pub fn take(&self) -> bool {
         self.0.full_fence();
         self.0.get() && self.0.take()
     }

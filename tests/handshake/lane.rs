@@ -101,7 +101,7 @@ impl Frames {
         for &(count, tell) in self.steps {
             passed += count;
             lane.passed.store(passed, Release);
-            if tell && (!self.wanted || wanted.is_due()) && asleep.is_due() {
+            if tell && (!self.wanted || wanted.take()) && asleep.take() {
                 lane.bell.raise();
             }
         }

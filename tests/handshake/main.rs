@@ -45,7 +45,7 @@
 //! | an event one further in `enable_cb_prepare`, in `enable_cb_delayed`; none in `taken` | one further in `enable_kicks` |
 //! | `enable_cb_prepare` leaves the flag, or stays masked | `enable_kicks` leaves the flag; `disable_kicks` forgets that it set it |
 //!
-//! and at a lane, no fence in `ask` or in `is_due`, or who sleeps without looking again.
+//! and at a lane, no fence in `ask` or in `Wakeup::take`, or who sleeps without looking again.
 
 mod lane;
 mod packed;
